@@ -71,6 +71,8 @@ type Certificate struct {
 	IssuedAt   time.Time `json:"issued_at"`            // when it was stored
 	RenewAt    time.Time `json:"renew_at,omitzero"`    // the draw: when to renew
 	ARIID      string    `json:"ari_id,omitempty"`     // RFC 9773 section 4.1
+	// Before lists when certificates for the same names were issued in the week before this one.
+	Before []time.Time `json:"before,omitempty"`
 }
 
 // Order is an order in flight, or the intent to place one (URL empty). Key is drawn before newOrder.
@@ -99,6 +101,8 @@ type Attempt struct {
 	Next     time.Time `json:"next"` // no try before
 	Error    string    `json:"error,omitempty"`
 	Domain   string    `json:"domain,omitempty"` // the name that failed, when it is one
+	// Limited says that Next is the CA's own demand (Retry-After): an operator's wish does not override it.
+	Limited bool `json:"limited,omitempty"`
 }
 
 // Budget is how much of a CA's limits is used, and until when it wants no requests at all.
