@@ -6,9 +6,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // What a store can answer beside success.
@@ -116,7 +118,8 @@ type Lease interface {
 // Store is what the sidecars share. All methods may be called at once from many goroutines.
 // Every error of a method names the key or the operation.
 type Store interface {
-	// Get reads one record. Errors wrap ErrAbsent or ErrUnreadable where they apply.
+	// Get reads one record. Errors wrap ErrAbsent or ErrUnreadable where they apply; the entry
+	// of an unreadable record has its Key and Revision, so that it can be replaced knowingly.
 	// A read sees every commit of this process that was reported as done.
 	Get(ctx context.Context, key Key) (Entry, error)
 
@@ -124,28 +127,42 @@ type Store interface {
 	// means that nothing is known, never that nothing is there.
 	List(ctx context.Context, kind Kind) (Listing, error)
 
-	// Commit writes all operations or none. lease may be nil when no operation is LeaderOnly.
+	// Commit writes all operations or none. lease may be nil when no operation is LeaderOnly; one
+	// that is given must hold. With no operations it checks lease and preconditions.
 	// It returns nil when the commit is durable, an error that wraps ErrRefused when nothing was
-	// written, and one that wraps ErrUnknown when the outcome can't be told.
+	// written, and one that wraps ErrUnknown when the outcome can't be told. What is unreadable is
+	// replaced or deleted only with a precondition that names its revision, otherwise refused.
 	Commit(ctx context.Context, lease Lease, pre []Precondition, ops []Op) error
 
 	// Follow calls changed whenever records of the given kinds may have changed, until ctx ends; the first
 	// call comes at once. keys is what changed, or nil for "look at everything". Changes may be
-	// merged, and foreign edits are seen, but no change is lost. It returns nil when ctx ended.
+	// merged, and foreign edits are seen, but no change is lost. With no kinds it follows all.
+	// It returns nil when ctx ended.
 	Follow(ctx context.Context, changed func(keys []Key), kinds ...Kind) error
 
-	// Lead blocks until this process holds the lease or ctx ends.
+	// Lead blocks until this process holds the lease or ctx ends. The lease outlives ctx.
 	Lead(ctx context.Context) (Lease, error)
 
 	// Ack says that this node's token table holds all Challenges up to generation.
 	Ack(ctx context.Context, generation uint64) error
 
-	// Barrier waits until every live node has acked generation, or ctx ends. It returns the names of the
-	// nodes that have not.
+	// Barrier waits until every live node has acked generation, or ctx ends, which is no error. It
+	// returns the names of the nodes that have not.
 	Barrier(ctx context.Context, generation uint64) (missing []string, err error)
 }
 
 // Refusedf makes an error that wraps ErrRefused.
 func Refusedf(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrRefused}, args...)...)
+}
+
+func compareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+}
+
+func validKey(k Key) error {
+	if !slices.Contains(Kinds(), k.Kind) {
+		return fmt.Errorf("unknown kind %q", k.Kind)
+	}
+	return ValidName(k.Name)
 }
