@@ -86,11 +86,6 @@ func (l *loader) certificate(name string, stray []string) {
 		return
 	}
 	l.s.from[variable] = source
-	if err := hygiene(value); err != nil {
-		l.problem(Error, variable, source, err.Error())
-		l.s.Refused = append(l.s.Refused, name)
-		return
-	}
 	spec, err := ParseSpec(value)
 	if err == nil {
 		l.s.Certificates[name] = spec

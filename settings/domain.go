@@ -89,8 +89,12 @@ func toASCII(host string) (string, error) {
 		return lower, nil
 	}
 	ascii, err := idna.Lookup.ToASCII(host)
-	if err != nil || !isASCII(ascii) {
-		return "", errorf("not an international name")
+	if err != nil {
+		return "", err
+	}
+	// A name that a reader would refuse in its A-label form is no name, although it could be mapped.
+	if again, err := idna.Lookup.ToASCII(ascii); err != nil || again != ascii || !isASCII(ascii) {
+		return "", errorf("not a name in its own A-label form")
 	}
 	return ascii, nil
 }

@@ -26,6 +26,9 @@ func ParseSpec(value string) (store.Spec, error) {
 	if strings.TrimSpace(value) == "" {
 		return store.Spec{}, errorf("is empty: write the domains, separated by commas")
 	}
+	if err := hygiene(value); err != nil {
+		return store.Spec{}, err
+	}
 	words, err := split(value)
 	if err != nil {
 		return store.Spec{}, err
