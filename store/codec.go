@@ -1,11 +1,13 @@
 package store
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
 )
 
 const currentVersion = 1
+
+var errPlaceholder = errors.New("a placeholder stands where a key should be")
 
 // newRecord returns an empty record of a kind, nil when the kind is unknown.
 func newRecord(k Kind) Record {
@@ -44,19 +46,22 @@ func Encode(r Record, s Sealer) ([]byte, error) {
 		c.header().Version = currentVersion
 	}
 	for _, sec := range c.secrets() {
+		if sec.sealed == hidden {
+			return nil, fmt.Errorf("encode %s: %w", key, errPlaceholder)
+		}
 		if len(sec.plain) == 0 {
 			continue
 		}
 		sealed, err := s.Seal(key.Kind, key.Name, sec.plain)
+		if err == nil && (sealed == "" || sealed == hidden) {
+			err = errors.New("nothing came of it")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("encode %s: seal: %w", key, err)
 		}
 		*sec = Secret{sealed: sealed}
 	}
-	b, err := json.Marshal(c)
-	if err == nil && len(c.header().unknown) > 0 {
-		b, err = merge(b, c.header().unknown)
-	}
+	b, err := marshal(c, c.header().unknown)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", key, err)
 	}
@@ -84,23 +89,23 @@ func decode(key Key, b []byte, s Sealer) (Record, error) {
 	if r == nil {
 		return nil, fmt.Errorf("unknown kind %q", key.Kind)
 	}
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, jsonError(err)
+	unknown, err := unmarshal(b, r)
+	if err != nil {
+		return nil, err
 	}
 	if r.Key() != key {
-		return nil, fmt.Errorf("it says that it is %s", r.Key())
+		return nil, fmt.Errorf("it says that it is %.200q", r.Key())
 	}
 	if v := r.header().Version; v < 1 {
 		return nil, fmt.Errorf("version %d", v)
-	}
-	unknown, err := unknownFields(b, r)
-	if err != nil {
-		return nil, err
 	}
 	r.header().unknown = unknown
 	for _, sec := range r.secrets() {
 		if sec.sealed == "" {
 			continue
+		}
+		if sec.sealed == hidden {
+			return nil, errPlaceholder
 		}
 		plain, err := s.Open(key.Kind, key.Name, sec.sealed)
 		if err != nil {
@@ -112,44 +117,4 @@ func decode(key Key, b []byte, s Sealer) (Record, error) {
 		return nil, err
 	}
 	return r, nil
-}
-
-// jsonError keeps what is wrong and drops what was found there, which may be a secret.
-func jsonError(err error) error {
-	switch e := err.(type) {
-	case *json.SyntaxError:
-		return fmt.Errorf("not valid JSON at byte %d", e.Offset)
-	case *json.UnmarshalTypeError:
-		return fmt.Errorf("field %q should be a %s", e.Field, e.Type)
-	}
-	return fmt.Errorf("not a record")
-}
-
-// unknownFields returns the fields of b that r's own encoding does not know.
-func unknownFields(b []byte, r Record) (map[string]json.RawMessage, error) {
-	var all map[string]json.RawMessage
-	if err := json.Unmarshal(b, &all); err != nil {
-		return nil, jsonError(err)
-	}
-	for _, f := range fieldNames(r) {
-		delete(all, f)
-	}
-	if len(all) == 0 {
-		return nil, nil
-	}
-	return all, nil
-}
-
-// merge adds fields to an encoded object.
-func merge(b []byte, extra map[string]json.RawMessage) ([]byte, error) {
-	var all map[string]json.RawMessage
-	if err := json.Unmarshal(b, &all); err != nil {
-		return nil, err
-	}
-	for k, v := range extra {
-		if _, known := all[k]; !known {
-			all[k] = v
-		}
-	}
-	return json.Marshal(all)
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"fmt"
-	"reflect"
 	"regexp"
 	"strings"
 )
@@ -23,15 +22,3 @@ func ValidName(name string) error {
 
 // ValidToken reports whether t may be a token of a challenge (RFC 8555 section 8.3).
 func ValidToken(t string) bool { return tokenPattern.MatchString(t) }
-
-// fieldNames returns the JSON names of a record's fields.
-func fieldNames(r Record) []string {
-	names := []string{"v"}
-	t := reflect.TypeOf(r).Elem()
-	for i := range t.NumField() {
-		if tag, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); tag != "" {
-			names = append(names, tag)
-		}
-	}
-	return names
-}

@@ -35,6 +35,8 @@ type Spec struct {
 	Profile   string   `json:"profile,omitempty"`   // ACME profile
 	KeyType   string   `json:"key,omitempty"`       // ec256 (also when empty), ec384, rsa2048, rsa3072, rsa4096
 	CA        string   `json:"ca,omitempty"`        // directory URL; empty: the fleet's
+
+	unknown map[string]json.RawMessage
 }
 
 // Wanted is what the leader acts on: the merged demand for one certificate.
@@ -186,14 +188,3 @@ func (r *Account) clone() Record     { c := *r; return &c }
 func (r *Challenges) clone() Record  { c := *r; return &c }
 func (r *Demand) clone() Record      { c := *r; return &c }
 func (r *Request) clone() Record     { c := *r; return &c }
-
-// Validate implements Record.
-func (r *Wanted) Validate() error      { return ValidName(r.Name) }
-func (r *Certificate) Validate() error { return ValidName(r.Name) }
-func (r *Order) Validate() error       { return ValidName(r.Name) }
-func (r *Attempt) Validate() error     { return ValidName(r.Name) }
-func (r *Budget) Validate() error      { return ValidName(r.CA) }
-func (r *Account) Validate() error     { return ValidName(r.ID) }
-func (r *Challenges) Validate() error  { return ValidName(r.Name) }
-func (r *Demand) Validate() error      { return ValidName(r.Node) }
-func (r *Request) Validate() error     { return ValidName(r.ID) }

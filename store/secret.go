@@ -2,7 +2,11 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"unicode/utf8"
 )
 
 // Secret is bytes that leave the process only through a Sealer. Whatever prints, logs or marshals
@@ -23,8 +27,13 @@ func (s Secret) Reveal() []byte { return s.plain }
 // Empty reports whether there is nothing in it.
 func (s Secret) Empty() bool { return len(s.plain) == 0 && s.sealed == "" }
 
-func (s Secret) String() string       { return hidden }
-func (s Secret) GoString() string     { return hidden }
+// String returns a placeholder.
+func (s Secret) String() string { return hidden }
+
+// Format prints a placeholder whatever the verb: %x and %d too.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, hidden) }
+
+// LogValue implements slog.LogValuer.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(hidden) }
 
 // MarshalJSON writes the sealed form, or a placeholder when there is none.
@@ -54,7 +63,12 @@ type Sealer interface {
 type Plain struct{}
 
 // Seal returns the text of plain.
-func (Plain) Seal(_ Kind, _ string, plain []byte) (string, error) { return string(plain), nil }
+func (Plain) Seal(_ Kind, _ string, plain []byte) (string, error) {
+	if !utf8.Valid(plain) {
+		return "", errors.New("it is not text")
+	}
+	return string(plain), nil
+}
 
 // Open returns the bytes of sealed.
 func (Plain) Open(_ Kind, _ string, sealed string) ([]byte, error) { return []byte(sealed), nil }
