@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/.tools
 HAPROXY_VERSIONS ?= 2.2 2.6 3.0 3.2
 
-.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium
+.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul
 
 tools: tools-haproxy tools-pebble tools-lego tools-chromium
 
@@ -21,6 +21,11 @@ tools-pebble:
 # The client that the benchmark compares with.
 tools-lego:
 	cd integration/tools/lego && go build -trimpath -o $(TOOLS)/bin/ tool
+
+# The Consul servers: the current one, and the oldest that is supported.
+tools-consul:
+	cd integration/tools/consul && go build -trimpath -ldflags '-s -w' -o $(TOOLS)/bin/ tool
+	integration/tools/consul-1.8.sh $(TOOLS)/bin
 
 # The browser that looks at the statistics page.
 tools-chromium:
