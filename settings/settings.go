@@ -65,7 +65,7 @@ type Settings struct {
 // EAB is an external account binding (RFC 8555 section 7.3.4). It comes from the sidecar's own environment only.
 type EAB struct {
 	KeyID string
-	HMAC  store.Secret // decoded
+	HMAC  store.Secret // base64url without padding
 }
 
 // From says which source the value of a variable ("SPOACME_CA") came from.

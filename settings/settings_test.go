@@ -73,7 +73,7 @@ func TestValues(t *testing.T) {
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	if string(s.EAB.HMAC.Reveal()) != "secret-secret-secret" || s.EAB.KeyID != "kid-1" {
+	if string(s.EAB.HMAC.Reveal()) != "c2VjcmV0LXNlY3JldC1zZWNyZXQ" || s.EAB.KeyID != "kid-1" {
 		t.Error("wrong EAB")
 	}
 	s.EAB, s.from, s.Node = EAB{}, nil, ""

@@ -34,7 +34,7 @@ func TestParseSpec(t *testing.T) {
 		{"a.example,ca=https://CA.lan:14000/dir?x=1", store.Spec{Domains: []string{"a.example"}, CA: "https://ca.lan:14000/dir?x=1"}},
 	} {
 		got, err := ParseSpec(c.in)
-		if err != nil || !reflect.DeepEqual(got, c.want) {
+		if err != nil || !reflect.DeepEqual(got, c.want) || got.Validate() != nil {
 			t.Errorf("ParseSpec(%q)\n got %+v, %v\nwant %+v", c.in, got, err, c.want)
 		}
 	}
@@ -148,6 +148,9 @@ func FuzzParseSpec(f *testing.F) {
 			if len(d) > maxDomain || !isASCII(d) || strings.ToLower(d) != d {
 				t.Fatalf("not normalised: %q", d)
 			}
+		}
+		if err := spec.Validate(); err != nil {
+			t.Fatalf("the store refuses %+v: %v", spec, err)
 		}
 		again, err := ParseSpec(strings.Join(spec.Domains, ","))
 		if err != nil || !slices.Equal(again.Domains, spec.Domains) {

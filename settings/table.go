@@ -126,11 +126,11 @@ func setKeyID(s *Settings, value string) error {
 }
 
 func setHMAC(s *Settings, value string) error {
-	key, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(value), "="))
-	if err != nil || len(key) < 16 {
+	text := strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(value), "=")
+	if key, err := base64.RawURLEncoding.DecodeString(text); err != nil || len(key) < 16 {
 		return errorf("not a base64url key: copy it once more from the CA's page")
 	}
-	s.EAB.HMAC = store.NewSecret(key)
+	s.EAB.HMAC = store.NewSecret([]byte(text))
 	return nil
 }
 
