@@ -74,6 +74,9 @@ func jsonError(err error) error {
 	case *json.SyntaxError:
 		return fmt.Errorf("not valid JSON at byte %d", e.Offset)
 	case *json.UnmarshalTypeError:
+		if e.Field == "" {
+			return errors.New("not a JSON object")
+		}
 		return fmt.Errorf("field %q should be a %s", e.Field, e.Type)
 	}
 	return errors.New("a field does not fit")

@@ -133,6 +133,9 @@ func validURL(field, s string) error {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" ||
 		u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
+		if strings.Contains(s, "@") { // perhaps a password
+			s = "…"
+		}
 		return fmt.Errorf("%s %.100q: use a URL that begins with https://", field, s)
 	}
 	return nil
