@@ -1,0 +1,78 @@
+package issuer
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// pace is how long a certificate waits after failures of one class: first, then three times longer with
+// every further one, up to most. Five failed validations an hour is what Let's Encrypt allows.
+type pace struct{ first, most time.Duration }
+
+var paces = map[class]pace{
+	classDomain:      {time.Minute, 24 * time.Hour},
+	classUnavailable: {time.Minute, time.Hour},
+	classAccount:     {5 * time.Minute, time.Hour},
+	classRefused:     {3 * time.Hour, 24 * time.Hour},
+	classLimited:     {time.Hour, 24 * time.Hour},
+}
+
+// wait is the pause after the n-th failure in a row, up to a tenth longer so that failures of many spread.
+func wait(c class, n int) time.Duration {
+	p := paces[c]
+	d := p.first
+	for ; n > 1 && d < p.most; n-- {
+		d *= 3
+	}
+	d = min(d, p.most)
+	return d + rand.N(d/10)
+}
+
+// begun is the attempt as it is stored before the CA is called: one more failure until it proves otherwise.
+func begun(name, ca string, prev *store.Attempt, now time.Time) *store.Attempt {
+	a := &store.Attempt{Name: name, CA: ca, Failures: 1, Tried: now}
+	if prev != nil {
+		a.Failures = prev.Failures + 1
+	}
+	a.Next = now.Add(wait(classUnavailable, a.Failures))
+	return keepLimit(a, prev)
+}
+
+// failed is the attempt that a has become through f.
+func failed(a *store.Attempt, prev *store.Attempt, f *failure, now time.Time) *store.Attempt {
+	b := *a
+	b.Error, b.Domain = f.Error(), f.domain
+	b.Next = now.Add(wait(f.class, b.Failures))
+	b.Limited = f.class == classLimited
+	if b.Next.Before(f.until) {
+		b.Next = f.until.Add(rand.N(time.Minute))
+	}
+	return keepLimit(&b, prev)
+}
+
+// keepLimit carries the CA's Retry-After of an earlier attempt over: another CA's answer does not shorten it.
+func keepLimit(a, prev *store.Attempt) *store.Attempt {
+	if prev != nil && prev.Limited && prev.Next.After(a.Next) {
+		a.Next, a.Limited = prev.Next, true
+	}
+	return a
+}
+
+// mayCutShort is how often in a row an attempt that ended without a verdict (the process died, the lease
+// ended) is taken up again at once; after that it waits as a failed one does.
+const mayCutShort = 3
+
+// ready says when the certificate may be tried again; the zero time means now.
+func ready(a *store.Attempt, now time.Time) time.Time {
+	switch {
+	case a == nil || !a.Next.After(now):
+		return time.Time{}
+	case a.Tried.After(now.Add(5 * time.Minute)): // the clock was set back since
+		return time.Time{}
+	case a.Error == "" && !a.Limited && a.Failures <= mayCutShort:
+		return time.Time{}
+	}
+	return a.Next
+}

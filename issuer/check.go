@@ -1,0 +1,96 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/go-acme/lego/v4/acme"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// week is the period of a CA's limit on certificates for the same names.
+const week = 7 * 24 * time.Hour
+
+// fetch downloads the certificate, checks it and stores it.
+func (f *flow) fetch(ctx context.Context, order acme.ExtendedOrder) error {
+	chain, err := f.ca.certificate(ctx, order.Certificate)
+	if err != nil {
+		return err
+	}
+	cert, err := f.check(chain)
+	if err != nil {
+		return &failure{class: classRefused, gone: true, err: fmt.Errorf("check certificate: %w", err)}
+	}
+	cert.URL = order.Certificate
+	return f.keep(ctx, cert)
+}
+
+// check makes the record of a chain that belongs to our key, has all names, is valid now and complete.
+func (f *flow) check(chain []byte) (*store.Certificate, error) {
+	b, err := store.ParseBundle(chain, f.rec.Private.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Check(f.ca.now(), f.rec.Spec.Domains); err != nil {
+		return nil, err
+	}
+	return &store.Certificate{
+		Name: f.plan.name, Domains: f.rec.Spec.Domains, Chain: string(b.Chain()), Private: store.NewSecret(b.Key()),
+		Serial: b.Serial, Fingerprint: b.Fingerprint, Issuer: b.Issuer, NotBefore: b.NotBefore, NotAfter: b.NotAfter,
+		CA: f.rec.CA, Generation: f.rec.Generation, RenewAt: draw(b.NotBefore, b.NotAfter), ARIID: ariID(b.Chain()),
+	}, nil
+}
+
+// keep stores the certificate and ends the order in one commit, on condition that the stored certificate is still the one that
+// the decision was about. Where somebody has put another one there meanwhile, the better of the two stays.
+func (f *flow) keep(ctx context.Context, cert *store.Certificate) error {
+	p := f.plan
+	for range 3 {
+		now := time.Now().UTC()
+		cert.IssuedAt = now
+		if p.wanted != nil && cert.IssuedAt.Before(p.wanted.RenewAsked) { // the clock was set back since
+			cert.IssuedAt = p.wanted.RenewAsked
+		}
+		cert.Before = issuedBefore(p.old, cert.Domains, now)
+		ops := append(p.end(), store.Put(cert))
+		err := f.t.commit(ctx, p.unchanged(), ops)
+		if err == nil {
+			p.stored = cert
+		}
+		if !errors.Is(err, store.ErrRefused) {
+			return err
+		}
+		if err := p.reread(ctx, f.t.store); err != nil {
+			return fmt.Errorf("store certificate: %w", err)
+		}
+		if p.old != nil && !p.old.NotAfter.Before(cert.NotAfter) && covers(p.old.Domains, cert.Domains) {
+			f.t.log.Warn("a certificate that somebody else stored is kept", "certificate", p.name)
+			return f.t.commit(ctx, p.unchanged(), p.end())
+		}
+	}
+	return errors.New("store certificate: the record changes all the time")
+}
+
+// issuedBefore lists when certificates for the same names were issued within the last week.
+func issuedBefore(old *store.Certificate, domains []string, now time.Time) []time.Time {
+	if old == nil || !covers(old.Domains, domains) || !covers(domains, old.Domains) {
+		return nil
+	}
+	all := append(slices.Clone(old.Before), old.IssuedAt)
+	all = slices.DeleteFunc(all, func(at time.Time) bool { return now.Sub(at) > week })
+	return all[max(0, len(all)-10):]
+}
+
+// covers reports whether every name of want is in have.
+func covers(have, want []string) bool {
+	for _, d := range want {
+		if !slices.Contains(have, d) {
+			return false
+		}
+	}
+	return true
+}

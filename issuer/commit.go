@@ -1,0 +1,85 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// storeError is a failure of the store, which says nothing of the CA or the names.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string { return e.err.Error() }
+func (e *storeError) Unwrap() error { return e.err }
+
+// commit writes under the lease. An unknown result is settled by reading: what was written is done, what was not is
+// written again. Its errors are storeErrors.
+func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store.Op) error {
+	var err error
+	for n := range 4 {
+		if n > 0 {
+			if pauseErr := sleep(ctx, time.Duration(n)*50*time.Millisecond); pauseErr != nil {
+				return pauseErr
+			}
+			written, readErr := t.written(ctx, ops)
+			if readErr != nil {
+				err = errors.Join(err, readErr)
+				continue
+			}
+			if written {
+				return nil
+			}
+		}
+		if err = t.store.Commit(ctx, t.lease, pre, ops); !errors.Is(err, store.ErrUnknown) {
+			break
+		}
+	}
+	if err != nil {
+		return &storeError{err}
+	}
+	return nil
+}
+
+// written reports whether the store is as ops leave it.
+func (t *term) written(ctx context.Context, ops []store.Op) (bool, error) {
+	for _, op := range ops {
+		e, err := t.store.Get(ctx, op.Key)
+		if err != nil && !errors.Is(err, store.ErrAbsent) {
+			return false, err
+		}
+		if op.Record == nil || err != nil {
+			if (op.Record == nil) != (err != nil) {
+				return false, nil
+			}
+			continue
+		}
+		is, err1 := store.Encode(e.Record, store.Plain{})
+		want, err2 := store.Encode(op.Record, store.Plain{})
+		if err := errors.Join(err1, err2); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(is, want) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// fence fails when the lease is no longer ours: nothing is asked of the CA then.
+func (t *term) fence(ctx context.Context) error { return t.commit(ctx, nil, nil) }
+
+// chunks cuts operations into commits that every store takes.
+func chunks(ops []store.Op) [][]store.Op {
+	const most = store.MaxOperations / 2
+	var all [][]store.Op
+	for len(ops) > most {
+		all, ops = append(all, ops[:most]), ops[most:]
+	}
+	if len(ops) > 0 {
+		all = append(all, ops)
+	}
+	return all
+}

@@ -1,0 +1,253 @@
+package issuer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// desk is what the loop of a term decides on. Nobody else touches it.
+type desk struct {
+	index      *index
+	loaded     bool
+	pending    news                          // taken, and not worked in yet because the store failed
+	running    map[string]context.CancelFunc // by certificate
+	held       map[string]time.Time          // certificates that are not looked at before, for reasons that are not stored
+	outages    map[string]*outage            // by CA directory
+	limited    map[string]int                // rate limits in a row on single certificates, by CA directory
+	settingsAt time.Time                     // when the settings last changed during this term
+	said       map[string]bool               // warnings that were given already
+}
+
+// outage is a CA, or our account there, that fails for every certificate alike.
+type outage struct {
+	failures int
+	until    time.Time
+}
+
+func newDesk() desk {
+	return desk{
+		index: newIndex(), pending: news{keys: map[store.Key]bool{}}, running: map[string]context.CancelFunc{},
+		held: map[string]time.Time{}, outages: map[string]*outage{}, limited: map[string]int{}, said: map[string]bool{},
+	}
+}
+
+// pass brings everything as far as it can be now and returns when to look again.
+func (t *term) pass(ctx context.Context) (next time.Time, err error) {
+	if err := t.learn(ctx); err != nil {
+		return next, err
+	}
+	now := time.Now()
+	ops := append(t.index.stale(t.running), t.index.oldRequests(now)...)
+	if err := t.write(ctx, ops); err != nil {
+		return next, err
+	}
+	if err := t.requests(ctx, now); err != nil {
+		return next, err
+	}
+	wanted, again := t.index.merge(now)
+	ops = nil
+	for _, w := range wanted {
+		ops = append(ops, store.Put(w))
+	}
+	if err := t.write(ctx, ops); err != nil {
+		return next, err
+	}
+	next, err = t.start(ctx, now)
+	return sooner(next, again), err
+}
+
+// learn works the news into the index and the store. What could not be worked in stays pending.
+func (t *term) learn(ctx context.Context) error {
+	n := t.takeNews()
+	t.pending.all = t.pending.all || n.all
+	maps.Copy(t.pending.keys, n.keys)
+	t.pending.outcomes = append(t.pending.outcomes, n.outcomes...)
+	if t.pending.all {
+		if err := t.index.load(ctx, t.store); err != nil {
+			return err
+		}
+	} else if err := t.index.refresh(ctx, t.store, slices.Collect(maps.Keys(t.pending.keys))); err != nil {
+		return err
+	}
+	for _, text := range slices.Sorted(maps.Values(t.index.unreadable)) {
+		t.once("a record is left alone", text)
+	}
+	for k := range t.pending.keys {
+		if k.Kind != store.KindChallenges && k.Kind != store.KindOrder {
+			delete(t.held, k.Name)
+		}
+	}
+	t.pending.all = false
+	clear(t.pending.keys)
+	for len(t.pending.outcomes) > 0 {
+		if err := t.settle(ctx, t.pending.outcomes[0]); err != nil {
+			return err
+		}
+		t.pending.outcomes = t.pending.outcomes[1:]
+	}
+	return nil
+}
+
+// once warns once in a term.
+func (t *term) once(msg, text string) {
+	if len(t.said) < 1000 && !t.said[text] {
+		t.said[text] = true
+		t.log.Warn(msg, "err", text)
+	}
+}
+
+// write commits operations that need no condition and keeps the index in step.
+func (t *term) write(ctx context.Context, ops []store.Op) error {
+	for _, ops := range chunks(ops) {
+		if err := t.commit(ctx, nil, ops); err != nil {
+			return err
+		}
+		t.index.apply(ops)
+	}
+	return nil
+}
+
+// requests carries out what operators asked for. A certificate that is being ordered is stopped first before it is removed.
+func (t *term) requests(ctx context.Context, now time.Time) error {
+	open := slices.SortedFunc(maps.Values(t.index.requests), func(a, b store.Entry) int {
+		ra, rb := a.Record.(*store.Request), b.Record.(*store.Request)
+		return cmp.Or(ra.Asked.Compare(rb.Asked), cmp.Compare(ra.ID, rb.ID))
+	})
+	for _, e := range open {
+		r := e.Record.(*store.Request)
+		if !r.Done.IsZero() {
+			continue
+		}
+		ops, refused := t.index.carryOut(r, now)
+		if stop := t.running[r.Certificate]; stop != nil && refused == nil {
+			if r.Op == store.RequestRemove {
+				stop()
+				continue
+			}
+			ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
+		}
+		if err := t.finish(ctx, e, ops, refused, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish marks a request as done, together with what it does.
+func (t *term) finish(ctx context.Context, e store.Entry, ops []store.Op, refused error, now time.Time) error {
+	done := *e.Record.(*store.Request)
+	done.Done = now.UTC()
+	if refused != nil {
+		done.Error = refused.Error()
+	}
+	ops = append(ops, store.Put(&done))
+	err := t.commit(ctx, []store.Precondition{{Key: e.Key, Revision: e.Revision}}, ops)
+	if errors.Is(err, store.ErrRefused) && ctx.Err() == nil { // withdrawn or rewritten meanwhile
+		return t.index.refresh(ctx, t.store, []store.Key{e.Key})
+	}
+	if err != nil {
+		return err
+	}
+	t.index.apply(ops)
+	delete(t.held, done.Certificate)
+	t.log.Info("request carried out", "op", done.Op, "certificate", done.Certificate, "refused", done.Error)
+	return nil
+}
+
+// candidate is a certificate that looks due.
+type candidate struct {
+	name   string
+	ca     CA
+	placed bool      // its order is recorded
+	before time.Time // what it has ends then
+}
+
+// start begins as many tries as there is room for, most urgent first.
+func (t *term) start(ctx context.Context, now time.Time) (next time.Time, err error) {
+	settings, _ := t.current()
+	due, next := t.candidates(&settings, now)
+	slices.SortFunc(due, func(a, b candidate) int {
+		return cmp.Or(a.before.Compare(b.before), cmp.Compare(a.name, b.name))
+	})
+	if free := t.maxOrders - len(t.running); len(due) > free {
+		due = due[:max(free, 0)]
+	}
+	due, at, err := t.reserve(ctx, due, now)
+	if err != nil {
+		return next, err
+	}
+	for _, c := range due {
+		t.try(ctx, c)
+	}
+	return sooner(next, at), nil
+}
+
+// candidates looks through everything wanted and everything under way.
+func (t *term) candidates(settings *Settings, now time.Time) (due []candidate, next time.Time) {
+	look := func(name string) {
+		if t.running[name] != nil {
+			return
+		}
+		if at := t.held[name]; at.After(now) {
+			next = sooner(next, at)
+			return
+		}
+		c, at, ok := t.consider(settings, name, now)
+		if ok {
+			due = append(due, c)
+		} else {
+			next = sooner(next, at)
+		}
+	}
+	for name := range t.index.wanted {
+		look(name)
+	}
+	for name := range t.index.orders {
+		if t.index.wanted[name] == nil {
+			look(name)
+		}
+	}
+	return due, next
+}
+
+// consider says whether a certificate may be tried now, and if not, when it may be; the zero time means: not by itself.
+func (t *term) consider(settings *Settings, name string, now time.Time) (c candidate, at time.Time, ok bool) {
+	x := t.index
+	w, have, order := x.wanted[name], x.issued[name], x.orders[name]
+	c = candidate{name: name, placed: order.url != ""}
+	if have != nil {
+		c.before = have.notAfter
+	}
+	if !c.placed {
+		if w == nil || !active(w) {
+			return c, at, false
+		}
+		why, at := due(w, have, now)
+		if why == notDue {
+			return c, at, false
+		}
+	}
+	if c.placed {
+		c.ca = settings.ca(order.ca)
+		at = t.closedUntil(c.ca, now)
+	} else {
+		c.ca, at = t.choose(settings, w, x.attempts[name], now)
+	}
+	if at.IsZero() {
+		at = t.mayTry(settings, x.attempts[name], c, now)
+	}
+	return c, at, at.IsZero()
+}
+
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,175 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// watched is what others may change, or what tells of our own changes; the rest is read where it is needed.
+var watched = []store.Kind{
+	store.KindWanted, store.KindIssued, store.KindOrder, store.KindAttempt, store.KindBudget, store.KindChallenges,
+	store.KindDemand, store.KindRequest,
+}
+
+// index is what the term knows of the store: the records themselves, except that of a certificate only the facts are
+// kept. The loop alone touches it. It says what may be due; what is due is decided on a fresh read (see plan).
+type index struct {
+	wanted     map[string]*store.Wanted
+	issued     map[string]*facts
+	orders     map[string]orderFacts
+	attempts   map[string]*store.Attempt
+	budgets    map[string]*store.Budget
+	challenges map[string]uint64 // generation
+	demands    map[string]*store.Demand
+	requests   map[string]store.Entry
+	unreadable map[string]string // error by key or, from a listing, by its own text
+	partial    bool              // some demand can't be read: nobody's demand is withdrawn
+}
+
+type orderFacts struct{ ca, url string }
+
+func newIndex() *index {
+	return &index{
+		wanted: map[string]*store.Wanted{}, issued: map[string]*facts{}, orders: map[string]orderFacts{},
+		attempts: map[string]*store.Attempt{}, budgets: map[string]*store.Budget{}, challenges: map[string]uint64{},
+		demands: map[string]*store.Demand{}, requests: map[string]store.Entry{}, unreadable: map[string]string{},
+	}
+}
+
+// put takes a record over; the revision matters for requests only.
+func (x *index) put(r store.Record, rev store.Revision) {
+	switch r := r.(type) {
+	case *store.Wanted:
+		x.wanted[r.Name] = r
+	case *store.Certificate:
+		x.issued[r.Name] = factsOf(r)
+	case *store.Order:
+		x.orders[r.Name] = orderFacts{r.CA, r.URL}
+	case *store.Attempt:
+		x.attempts[r.Name] = r
+	case *store.Budget:
+		x.budgets[r.CA] = r
+	case *store.Challenges:
+		x.challenges[r.Name] = r.Generation
+	case *store.Demand:
+		x.demands[r.Node] = r
+	case *store.Request:
+		x.requests[r.ID] = store.Entry{Key: r.Key(), Record: r, Revision: rev}
+	}
+}
+
+func (x *index) drop(k store.Key) {
+	switch k.Kind {
+	case store.KindWanted:
+		delete(x.wanted, k.Name)
+	case store.KindIssued:
+		delete(x.issued, k.Name)
+	case store.KindOrder:
+		delete(x.orders, k.Name)
+	case store.KindAttempt:
+		delete(x.attempts, k.Name)
+	case store.KindBudget:
+		delete(x.budgets, k.Name)
+	case store.KindChallenges:
+		delete(x.challenges, k.Name)
+	case store.KindDemand:
+		delete(x.demands, k.Name)
+	case store.KindRequest:
+		delete(x.requests, k.Name)
+	}
+}
+
+// apply does to the index what a commit did to the store.
+func (x *index) apply(ops []store.Op) {
+	for _, op := range ops {
+		if op.Record != nil {
+			x.put(op.Record, "")
+		} else {
+			x.drop(op.Key)
+		}
+	}
+}
+
+// load reads everything anew. On an error the index is as it was.
+func (x *index) load(ctx context.Context, s store.Store) error {
+	n := newIndex()
+	for _, kind := range watched {
+		l, err := s.List(ctx, kind)
+		if err != nil {
+			return err
+		}
+		for _, e := range l.Entries {
+			n.put(e.Record, e.Revision)
+		}
+		for _, err := range l.Unreadable {
+			n.unreadable[err.Error()] = err.Error()
+		}
+		n.partial = n.partial || kind == store.KindDemand && len(l.Unreadable) > 0
+	}
+	*x = *n
+	return nil
+}
+
+// refresh reads the given records anew.
+func (x *index) refresh(ctx context.Context, s store.Store, keys []store.Key) error {
+	entries := make([]store.Entry, len(keys))
+	problems := make([]error, len(keys))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for i, k := range keys {
+		g.Go(func() error {
+			entries[i], problems[i] = s.Get(gctx, k)
+			err := problems[i]
+			if err == nil || errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrUnreadable) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, k := range keys {
+		switch err := problems[i]; {
+		case err == nil:
+			delete(x.unreadable, k.String())
+			x.put(entries[i].Record, entries[i].Revision)
+		case errors.Is(err, store.ErrUnreadable):
+			x.unreadable[k.String()] = err.Error()
+			x.partial = x.partial || k.Kind == store.KindDemand
+		default:
+			delete(x.unreadable, k.String())
+			x.drop(k)
+		}
+	}
+	return nil
+}
+
+// stale lists the tokens that no order stands behind.
+func (x *index) stale(running map[string]context.CancelFunc) []store.Op {
+	var ops []store.Op
+	for _, name := range slices.Sorted(maps.Keys(x.challenges)) {
+		if _, busy := running[name]; !busy && x.orders[name].url == "" {
+			ops = append(ops, store.Delete(store.Key{Kind: store.KindChallenges, Name: name}))
+		}
+	}
+	return ops
+}
+
+// oldRequests lists the commands that were carried out an hour ago.
+func (x *index) oldRequests(now time.Time) []store.Op {
+	var ops []store.Op
+	for _, e := range x.requests {
+		if r := e.Record.(*store.Request); !r.Done.IsZero() && now.Sub(r.Done) > time.Hour {
+			ops = append(ops, store.Delete(e.Key))
+		}
+	}
+	return ops
+}
