@@ -1,0 +1,100 @@
+package dataplane
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	cacheFile = "haproxy.json"
+	maxCache  = 1 << 20
+)
+
+// cache is what was last read from HAProxy, for when it is down.
+type cache struct {
+	Env   map[string]string `json:"env,omitempty"`
+	Place Place             `json:"place,omitzero"`
+}
+
+func (h *HAProxy) readCache() (cache, error) {
+	var c cache
+	b, _, err := readFile(filepath.Join(h.dir, cacheFile), maxCache)
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return cache{}, fmt.Errorf("read %s: not valid; it is written anew when HAProxy answers", filepath.Join(h.dir, cacheFile))
+	}
+	return c, nil
+}
+
+func (h *HAProxy) writeCache(change func(*cache)) error {
+	c, _ := h.readCache()
+	change(&c)
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxCache {
+		return fmt.Errorf("keep settings: %d bytes, the limit is %d", len(b), maxCache)
+	}
+	path := filepath.Join(h.dir, cacheFile)
+	if old, _, err := readFile(path, maxCache); err == nil && string(old) == string(b) {
+		return nil
+	}
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		return diskError(path, err)
+	}
+	return writeFile(path, b, 0o600)
+}
+
+// SaveEnv keeps the settings among env, those named SPOACME_*, for a start without HAProxy.
+func (h *HAProxy) SaveEnv(env map[string]string) error {
+	keep := map[string]string{}
+	for k, v := range env {
+		if strings.HasPrefix(k, "SPOACME_") {
+			keep[k] = v
+		}
+	}
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	return h.writeCache(func(c *cache) { c.Env = keep })
+}
+
+// LoadEnv returns what SaveEnv kept; nil when there is nothing.
+func (h *HAProxy) LoadEnv() (map[string]string, error) {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	c, err := h.readCache()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return c.Env, err
+}
+
+func (h *HAProxy) savePlace(p Place) error {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	return h.writeCache(func(c *cache) { c.Place = p })
+}
+
+// lastPlace returns the place of last time when the settings do not say something else.
+func (h *HAProxy) lastPlace(asked Place) (Place, bool) {
+	h.cacheMu.Lock()
+	c, err := h.readCache()
+	h.cacheMu.Unlock()
+	if asked.CrtDir != "" && asked.CrtList != "" {
+		return asked, true
+	}
+	if err != nil || c.Place.CrtDir == "" ||
+		asked.CrtDir != "" && asked.CrtDir != c.Place.CrtDir ||
+		asked.CrtList != "" && asked.CrtList != cleanDir(c.Place.CrtList) {
+		return Place{}, false
+	}
+	return c.Place, true
+}
