@@ -1,12 +1,17 @@
 # make tools      what tests, demo and benchmark need, below .tools/
-# make test       all tests
-# make lint       what CI looks at before the tests
+# make test       all tests, those against real servers included
+# make test-unit  the tests that need no server, with the race detector
+# make lint       formatting, vet, staticcheck, shellcheck where it is installed
+# make vuln       known vulnerabilities in what is compiled in
+# make fuzz       every fuzz target for FUZZTIME
 
 SHELL := /bin/bash
 TOOLS := $(CURDIR)/.tools
+GO_FILES = $$(git ls-files -co --exclude-standard '*.go')
 HAPROXY_VERSIONS ?= 2.2 2.6 3.0 3.2
 
-.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul
+.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint
+.PHONY: test test-unit lint vuln fuzz
 
 tools: tools-haproxy tools-pebble tools-lego tools-chromium
 
@@ -30,3 +35,33 @@ tools-consul:
 # The browser that looks at the statistics page.
 tools-chromium:
 	integration/tools/chromium.sh
+
+# What looks at the source.
+tools-lint:
+	cd integration/tools/lint && go build -trimpath -o $(TOOLS)/bin/ tool
+
+test: tools
+	go test ./...
+
+test-unit:
+	go test -race $$(go list ./... | grep -v /integration)
+
+lint: tools-lint
+	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }
+	go vet ./...
+	$(TOOLS)/bin/staticcheck ./...
+	@if command -v shellcheck >/dev/null; then shellcheck integration/tools/*.sh; fi
+
+vuln: tools-lint
+	$(TOOLS)/bin/govulncheck ./...
+
+FUZZTIME ?= 30s
+
+# Go fuzzes one target of one package at a time.
+fuzz:
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done

@@ -66,7 +66,7 @@ func TestChallengeIsAnswered(t *testing.T) {
 				awaitAgent(t, h, "UP")
 				running[test.config] = h
 			}
-			status, body := get(t, h, test.path)
+			status, body := get(t, h.HTTP, test.path)
 			if status != test.status || body != test.body {
 				t.Errorf("%s: GET %.80s: %d %q, want %d %q", test.config, test.path, status, body, test.status, test.body)
 			}

@@ -22,15 +22,15 @@ func eachVersion(t *testing.T, test func(t *testing.T, version string)) {
 	}
 }
 
-// get returns the status and the body that HAProxy's HTTP frontend answers with; it follows no redirect.
-func get(t *testing.T, h *fixture.HAProxy, path string) (int, string) {
+// get returns the status and the body of a page; it follows no redirect.
+func get(t *testing.T, port *fixture.Port, path string) (int, string) {
 	t.Helper()
 	client := &http.Client{
 		Timeout:       10 * time.Second,
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	res, err := client.Get("http://" + h.HTTP.Addr() + path)
+	res, err := client.Get("http://" + port.Addr() + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,14 +172,14 @@ func TestAgentDown(t *testing.T) {
 			}
 			awaitAgent(t, h, "DOWN")
 			start := time.Now()
-			status, body := get(t, h, challenge)
+			status, body := get(t, h.HTTP, challenge)
 			if status != test.status || body != test.body {
 				t.Errorf("%s: %d %q, want %d %q", test.config, status, body, test.status, test.body)
 			}
 			if took := time.Since(start); took > 200*time.Millisecond {
 				t.Errorf("%s: the answer took %v", test.config, took)
 			}
-			if status, _ := get(t, h, "/other"); status/100 != 3 {
+			if status, _ := get(t, h.HTTP, "/other"); status/100 != 3 {
 				t.Errorf("%s: another path: %d, want a redirect", test.config, status)
 			}
 		}
@@ -207,4 +207,20 @@ func awaitAgent(t *testing.T, h *fixture.HAProxy, state string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The statistics page and the exporter know the backends that certificates are watched by.
+func TestStatistics(t *testing.T) {
+	eachVersion(t, func(t *testing.T, version string) {
+		h := fixture.StartHAProxy(t, fixture.HAProxyOptions{Version: version})
+		for path, want := range map[string]string{
+			"/":        "certificates",
+			"/;csv":    "\nacme_agent,agent,",
+			"/metrics": `haproxy_server_status{proxy="acme_agent",server="agent"`,
+		} {
+			if status, body := get(t, h.Stats, path); status != http.StatusOK || !strings.Contains(body, want) {
+				t.Errorf("%s: %d without %q", path, status, want)
+			}
+		}
+	})
 }

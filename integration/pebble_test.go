@@ -27,7 +27,7 @@ func TestPebbleFixture(t *testing.T) {
 			"--accept-tos", "--path", filepath.Join(t.TempDir(), "lego"), "--domains", name,
 			"--http", "--http.port", "127.0.0.1:"+strconv.Itoa(port.Number), "run")
 		cmd.Env = append(cmd.Environ(), "LEGO_CA_CERTIFICATES="+pebble.CAFile())
-		out, err := cmd.CombinedOutput()
+		out, err := fixture.Output(cmd)
 		if err != nil {
 			t.Logf("lego: %s", out)
 		}
