@@ -1,0 +1,204 @@
+package dataplane
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/haproxytech/client-native/v5/runtime"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// ErrNoRows means that this HAProxy can't have rows added: it is older than 2.6, or has no such backend.
+var ErrNoRows = errors.New("HAProxy can't show certificates as servers")
+
+// Row is a server row of HAProxy's statistics page that stands for a certificate.
+type Row struct {
+	Name   string
+	State  string // "up", "drain", "down"; read back: also "maint"
+	Weight int    // per cent, 1 to 100
+	Text   string // what the last agent check said; not set by us
+}
+
+// RowChecks is who tells HAProxy about a row from then on.
+type RowChecks struct {
+	Agent string        // address of the agent that answers NAME| with a state (HAProxy's agent-check)
+	Every time.Duration // between two agent checks
+	Probe string        // HAProxy's own TLS address for a real handshake; "" for none
+	SNI   string        // server name of the handshake
+}
+
+// Rows reads the rows of a backend.
+func (h *HAProxy) Rows(ctx context.Context, backend string) ([]Row, error) {
+	a, err := arg(backend)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := h.raw(ctx, "show stat "+a+" 4 -1")
+	if err != nil {
+		if has(err, "No such proxy") {
+			return nil, fmt.Errorf("%w: there is no backend %s; add it to haproxy.cfg and reload", ErrNoRows, backend)
+		}
+		return nil, fmt.Errorf("read statistics: %w", err)
+	}
+	return parseRows(string(answer), backend)
+}
+
+func parseRows(answer, backend string) ([]Row, error) {
+	r := csv.NewReader(strings.NewReader(strings.TrimLeft(answer, "\n# ")))
+	r.FieldsPerRecord = -1
+	records, err := r.ReadAll()
+	if err != nil || len(records) == 0 {
+		return nil, fmt.Errorf("read statistics: not understood: %s", line(answer))
+	}
+	column := map[string]int{}
+	for i, name := range records[0] {
+		column[name] = i
+	}
+	var rows []Row
+	for _, rec := range records[1:] {
+		get := func(name string) string {
+			if i, ok := column[name]; ok && i < len(rec) {
+				return rec[i]
+			}
+			return ""
+		}
+		if get("pxname") != backend || get("svname") == "" {
+			continue
+		}
+		weight, _ := strconv.Atoi(get("uweight"))
+		rows = append(rows, Row{Name: get("svname"), State: rowState(get("status")), Weight: weight, Text: line(get("last_agt"))})
+	}
+	return rows, nil
+}
+
+func rowState(status string) string {
+	word, _, _ := strings.Cut(strings.ToLower(status), " ")
+	if word == "no" { // "no check"
+		return "up"
+	}
+	return word
+}
+
+// AddRow adds a row that never claims a state it does not have: it is out of service until state and weight
+// are set. HAProxy 2.6 or newer.
+func (h *HAProxy) AddRow(ctx context.Context, backend string, row Row, c RowChecks) error {
+	server, err := rowName(backend, row.Name)
+	if err != nil {
+		return err
+	}
+	if p, err := h.Process(ctx); err != nil {
+		return err
+	} else if !p.AtLeast(2, 6) {
+		return fmt.Errorf("%w: it is %s, 2.6 is needed", ErrNoRows, p.Version)
+	}
+	attributes, err := c.attributes(row.Name)
+	if err != nil {
+		return err
+	}
+	_, err = h.wire.do(ctx, h.timing.command, "", func(r *runtime.SingleRuntime) error {
+		return r.AddServer(backend, row.Name, attributes)
+	})
+	switch {
+	case has(err, "already exists"), has(err, "Already exists"):
+	case has(err, "No such backend"):
+		return fmt.Errorf("%w: there is no backend %s; add it to haproxy.cfg and reload", ErrNoRows, backend)
+	case err != nil:
+		return fmt.Errorf("add row %s: %w", server, err)
+	}
+	commands := "enable agent " + server + ";" + row.commands(server)
+	if c.Probe != "" {
+		commands += ";enable health " + server
+	}
+	return h.rowCommands(ctx, server, commands)
+}
+
+func (c RowChecks) attributes(name string) (string, error) {
+	host, port, err := net.SplitHostPort(c.Agent)
+	if err != nil {
+		return "", fmt.Errorf("add row %s: address of the agent: %w", name, err)
+	}
+	every := c.Every
+	if every <= 0 {
+		every = 5 * time.Second
+	}
+	address := c.Agent
+	probe := ""
+	if c.Probe != "" {
+		address = c.Probe
+		probe = " check check-ssl verify none"
+		if c.SNI != "" {
+			probe += " check-sni " + c.SNI
+		}
+	}
+	return fmt.Sprintf("%s weight 100%s agent-check agent-addr %s agent-port %s agent-send %s| agent-inter %dms",
+		address, probe, host, port, name, every.Milliseconds()), nil
+}
+
+// SetRow sets state and weight of a row at once; agent checks may change them later.
+func (h *HAProxy) SetRow(ctx context.Context, backend string, row Row) error {
+	server, err := rowName(backend, row.Name)
+	if err != nil {
+		return err
+	}
+	return h.rowCommands(ctx, server, row.commands(server))
+}
+
+func (r Row) commands(server string) string {
+	agent, state := "up", "ready"
+	switch r.State {
+	case "down":
+		agent = "down"
+	case "drain":
+		state = "drain"
+	}
+	weight := min(max(r.Weight, 1), 100)
+	return fmt.Sprintf("set server %[1]s agent %[2]s;set server %[1]s weight %[3]d%%;set server %[1]s state %[4]s", server, agent, weight, state)
+}
+
+// DelRow deletes a row; no error when there is none.
+func (h *HAProxy) DelRow(ctx context.Context, backend, name string) error {
+	server, err := rowName(backend, name)
+	if err != nil {
+		return err
+	}
+	if err := h.rowCommands(ctx, server, "set server "+server+" state maint"); err != nil {
+		if has(err, "No such server") {
+			return nil
+		}
+		return err
+	}
+	_, err = h.wire.do(ctx, h.timing.command, "", func(r *runtime.SingleRuntime) error { return r.DeleteServer(backend, name) })
+	if err != nil && !has(err, "No such server") {
+		return fmt.Errorf("delete row %s: %w", server, err)
+	}
+	return nil
+}
+
+func rowName(backend, name string) (string, error) {
+	if err := store.ValidName(name); err != nil {
+		return "", err
+	}
+	if _, err := arg(backend); err != nil || strings.ContainsAny(backend, "/ ") {
+		return "", fmt.Errorf("backend %q can't be said to HAProxy", backend)
+	}
+	return backend + "/" + name, nil
+}
+
+// rowCommands runs commands that answer nothing when they succeed.
+func (h *HAProxy) rowCommands(ctx context.Context, server, commands string) error {
+	answer, err := h.raw(ctx, commands)
+	if err == nil {
+		err = permission(answer)
+	}
+	if err != nil {
+		return fmt.Errorf("set row %s: %w", server, err)
+	}
+	return nil
+}
