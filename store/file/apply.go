@@ -1,0 +1,245 @@
+package file
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// apply writes what is in the journal into the files. It can't fail: what can't be written stays pending.
+func (s *Store) apply(writes map[store.Key][]byte) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	s.mu.Lock()
+	for key, data := range writes {
+		s.applyOne(key, data)
+	}
+	s.mu.Unlock()
+	s.feed.Announce(slices.Collect(maps.Keys(writes))...)
+}
+
+// applyOne is called with s.mu held.
+func (s *Store) applyOne(key store.Key, data []byte) {
+	st, err := s.replaceFile(key, data)
+	if err != nil {
+		s.log.Error("write record: it is kept in journal and memory until it can be written", "record", key.String(), "err", err)
+		s.pending[key] = data
+	} else {
+		delete(s.pending, key)
+		s.dirty[key] = true
+	}
+	if data == nil {
+		s.index.remove(key)
+	} else {
+		s.index.put(key, st, isReadable)
+	}
+}
+
+// replaceFile writes or (data nil) removes the file of a record, not synced.
+func (s *Store) replaceFile(key store.Key, data []byte) (stamp, error) {
+	path := s.path(key)
+	if data == nil {
+		err := do(s.fault, "remove", func() error { return os.Remove(path) })
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return stamp{}, err
+	}
+	temp := filepath.Join(filepath.Dir(path), tempPrefix+key.Name)
+	st, err := s.writeTemp(temp, data)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = s.makeDir(key.Kind); err == nil {
+			st, err = s.writeTemp(temp, data)
+		}
+	}
+	if err == nil {
+		err = do(s.fault, "rename", func() error { return os.Rename(temp, path) })
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+	}
+	return st, err
+}
+
+// do makes one step, unless a test makes it fail.
+func do(fault func(step string) error, step string, f func() error) error {
+	if err := fault(step); err != nil {
+		return err
+	}
+	return f()
+}
+
+func (s *Store) writeTemp(temp string, data []byte) (stamp, error) {
+	if err := s.fault("create"); err != nil {
+		return stamp{}, err
+	}
+	_ = os.Remove(temp)
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return stamp{}, err
+	}
+	defer f.Close()
+	if err := do(s.fault, "write", func() error { _, err := f.Write(data); return err }); err != nil {
+		return stamp{}, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm() != 0o600 { // an odd umask
+		err = f.Chmod(0o600)
+	}
+	if err != nil {
+		return stamp{}, err
+	}
+	return stampOf(info), nil
+}
+
+func (s *Store) makeDir(kind store.Kind) error {
+	path := filepath.Join(s.dir, string(kind))
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return os.Chmod(path, 0o700)
+}
+
+// cleanTemps removes what a crash left behind.
+func (s *Store) cleanTemps() error {
+	_ = os.Remove(s.journal.path + tempSuffix)
+	for _, kind := range store.Kinds() {
+		dir := filepath.Join(s.dir, string(kind))
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), tempPrefix) {
+				_ = os.Remove(filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return nil
+}
+
+// openJournal opens the journal and applies what is in it.
+func (s *Store) openJournal() error {
+	batches, rest, err := s.journal.open()
+	if rest > 0 {
+		s.log.Warn("the store's journal ends with what was never acknowledged; it is dropped", "folder", s.dir, "bytes", rest)
+	}
+	writes := map[store.Key][]byte{}
+	for _, b := range batches {
+		for _, w := range b.Writes {
+			if validWrite(w) {
+				writes[w.Key] = w.Data
+			}
+		}
+	}
+	if len(writes) > 0 {
+		s.log.Info("the store's journal is written to its records", "folder", s.dir, "records", len(writes))
+		s.apply(writes)
+	}
+	if err != nil {
+		return err
+	}
+	return syncPath(s.dir)
+}
+
+func validWrite(w store.Write) bool {
+	return slices.Contains(store.Kinds(), w.Key.Kind) && store.ValidName(w.Key.Name) == nil
+}
+
+// checkpoint writes what is pending, syncs what was written and empties the journal. It reports whether it did.
+func (s *Store) checkpoint() bool {
+	err := s.settle()
+	if err == nil {
+		err = s.journal.reset()
+	}
+	if err != nil && !s.failing {
+		s.log.Error("sync the store: its journal is kept", "folder", s.dir, "err", err)
+	}
+	s.failing = err != nil
+	return err == nil
+}
+
+func (s *Store) settle() error {
+	s.mu.Lock()
+	for key, data := range s.pending {
+		st, err := s.replaceFile(key, data)
+		if err != nil {
+			s.mu.Unlock()
+			return err
+		}
+		if data != nil {
+			it := s.index.get(key)
+			it.stamp = st
+			s.index.items[key.Kind][key.Name] = it
+		}
+		delete(s.pending, key)
+		s.dirty[key] = true
+	}
+	s.mu.Unlock()
+	if len(s.dirty) == 0 {
+		return nil
+	}
+	if err := s.syncFiles(); err != nil {
+		return err
+	}
+	clear(s.dirty)
+	return nil
+}
+
+// syncers is how many files are synced at once: file systems join such syncs.
+const syncers = 16
+
+// syncFiles syncs all that is dirty. After a failed sync the kernel forgets what it could not write, so such a
+// record becomes pending: it is written anew.
+func (s *Store) syncFiles() error {
+	dirs := map[string]bool{s.dir: true}
+	keys := slices.Collect(maps.Keys(s.dirty))
+	errs := make([]error, len(keys))
+	var wg sync.WaitGroup
+	for first := range min(syncers, len(keys)) {
+		wg.Go(func() {
+			for i := first; i < len(keys); i += syncers {
+				errs[i] = do(s.fault, "sync", func() error { return syncPath(s.path(keys[i])) })
+			}
+		})
+	}
+	wg.Wait()
+	for i, key := range keys {
+		dirs[filepath.Dir(s.path(key))] = true
+		if errs[i] != nil {
+			s.writeAnew(key)
+		}
+	}
+	for dir := range dirs {
+		errs = append(errs, do(s.fault, "sync folder", func() error { return syncPath(dir) }))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) writeAnew(key store.Key) {
+	if data, _, err := readFile(s.path(key)); err == nil && data != nil {
+		s.mu.Lock()
+		s.pending[key] = data
+		s.mu.Unlock()
+	}
+}
+
+// syncPath syncs a file or folder if it is there.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
