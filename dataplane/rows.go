@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/haproxytech/client-native/v5/runtime"
-
 	"github.com/spoacme/spoacme/store"
 )
 
@@ -102,21 +100,15 @@ func (h *HAProxy) AddRow(ctx context.Context, backend string, row Row, c RowChec
 	if err != nil {
 		return err
 	}
-	_, err = h.wire.do(ctx, h.timing.command, "", func(r *runtime.SingleRuntime) error {
-		return r.AddServer(backend, row.Name, attributes)
-	})
-	switch {
-	case has(err, "already exists"), has(err, "Already exists"):
-	case has(err, "No such backend"):
-		return fmt.Errorf("%w: there is no backend %s; add it to haproxy.cfg and reload", ErrNoRows, backend)
-	case err != nil:
-		return fmt.Errorf("add row %s: %w", server, err)
-	}
-	commands := "enable agent " + server + ";" + row.commands(server)
+	commands := "add server " + server + " " + attributes + ";enable agent " + server + ";" + row.commands(server)
 	if c.Probe != "" {
 		commands += ";enable health " + server
 	}
-	return h.rowCommands(ctx, server, commands)
+	err = h.rowCommands(ctx, server, commands)
+	if has(err, "No such backend") {
+		return fmt.Errorf("%w: there is no backend %s; add it to haproxy.cfg and reload", ErrNoRows, backend)
+	}
+	return err
 }
 
 func (c RowChecks) attributes(name string) (string, error) {
@@ -168,17 +160,11 @@ func (h *HAProxy) DelRow(ctx context.Context, backend, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := h.rowCommands(ctx, server, "set server "+server+" state maint"); err != nil {
-		if has(err, "No such server") {
-			return nil
-		}
-		return err
+	err = h.rowCommands(ctx, server, "set server "+server+" state maint;del server "+server)
+	if has(err, "No such server") {
+		return nil
 	}
-	_, err = h.wire.do(ctx, h.timing.command, "", func(r *runtime.SingleRuntime) error { return r.DeleteServer(backend, name) })
-	if err != nil && !has(err, "No such server") {
-		return fmt.Errorf("delete row %s: %w", server, err)
-	}
-	return nil
+	return err
 }
 
 func rowName(backend, name string) (string, error) {
@@ -191,14 +177,17 @@ func rowName(backend, name string) (string, error) {
 	return backend + "/" + name, nil
 }
 
-// rowCommands runs commands that answer nothing when they succeed.
+// rowCommands runs commands that do not answer anything when they succeed, or a notice. HAProxy 2.6 does not end
+// the answers to some of them as all others are ended: "show info" does.
 func (h *HAProxy) rowCommands(ctx context.Context, server, commands string) error {
-	answer, err := h.raw(ctx, commands)
-	if err == nil {
-		err = permission(answer)
-	}
-	if err != nil {
+	answer, err := h.raw(ctx, commands+";show info")
+	if err != nil && answer == nil {
 		return fmt.Errorf("set row %s: %w", server, err)
+	}
+	for l := range strings.Lines(string(answer)) {
+		if err := refused([]byte(l)); err != nil && !has(err, "lready exists") {
+			return fmt.Errorf("set row %s: %w", server, err)
+		}
 	}
 	return nil
 }
