@@ -20,7 +20,7 @@ import (
 const (
 	// drainTime is how long a stopping agent goes on taking frames that
 	// HAProxy sent before it knew.
-	drainTime = 100 * time.Millisecond
+	drainTime = 30 * time.Millisecond
 
 	// knownEngines is how many engine ids are remembered. When there are
 	// more all are forgotten, and reported again if they come again.

@@ -354,7 +354,13 @@ func BenchmarkRoundTrip(b *testing.B) {
 	addr := local(b, a)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
-		h := dial(b, addr)
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer func() { _ = c.Close() }()
+		h := newHAProxy(c)
 		if err := h.hello("engine"); err != nil {
 			b.Error(err)
 			return
