@@ -22,6 +22,7 @@ type Row struct {
 	State  string // "up", "drain", "down"; read back: also "maint"
 	Weight int    // per cent, 1 to 100
 	Text   string // what the last agent check said; not set by us
+	Agent  string // read back: address of its agent check; "" for none
 }
 
 // RowChecks is who tells HAProxy about a row from then on.
@@ -45,7 +46,38 @@ func (h *HAProxy) Rows(ctx context.Context, backend string) ([]Row, error) {
 		}
 		return nil, fmt.Errorf("read statistics: %w", err)
 	}
-	return parseRows(string(answer), backend)
+	rows, err := parseRows(string(answer), backend)
+	if err != nil || len(rows) == 0 {
+		return rows, err
+	}
+	return rows, h.readAgents(ctx, backend, rows)
+}
+
+// readAgents fills in the addresses of the rows' agent checks; HAProxy 2.2 does not tell them.
+func (h *HAProxy) readAgents(ctx context.Context, backend string, rows []Row) error {
+	answer, err := h.raw(ctx, "show servers state "+backend)
+	if err != nil {
+		return fmt.Errorf("read state of servers: %w", err)
+	}
+	agents, column := map[string]string{}, map[string]int{}
+	for l := range strings.Lines(string(answer)) {
+		f := strings.Fields(strings.TrimPrefix(l, "# "))
+		if strings.HasPrefix(l, "#") {
+			for i, name := range f {
+				column[name] = i
+			}
+			continue
+		}
+		addr, hasAddr := column["srv_agent_addr"]
+		port, hasPort := column["srv_agent_port"]
+		if name := column["srv_name"]; hasAddr && hasPort && max(addr, port, name) < len(f) && f[addr] != "-" {
+			agents[f[name]] = net.JoinHostPort(f[addr], f[port])
+		}
+	}
+	for i := range rows {
+		rows[i].Agent = agents[rows[i].Name]
+	}
+	return nil
 }
 
 func parseRows(answer, backend string) ([]Row, error) {

@@ -29,20 +29,25 @@ const httpConnections = 100
 
 // Serve answers on ln until ctx ends, then closes it.
 func (h HTTP) Serve(ctx context.Context, ln net.Listener) error {
+	return ServeHTTP(ctx, ln, h.Handler(), h.logger())
+}
+
+// ServeHTTP serves a handler on ln, with limits and deadlines, until ctx ends, then closes ln.
+func ServeHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           h.Handler(),
+		Handler:           handler,
 		ReadTimeout:       5 * time.Second,
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(h.logger().Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(netutil.LimitListener(ln, httpConnections)) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serve status on %s: %w", ln.Addr(), err)
+		return fmt.Errorf("serve HTTP on %s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -51,7 +56,7 @@ func (h HTTP) Serve(ctx context.Context, ln net.Listener) error {
 		_ = srv.Close()
 	}
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve status on %s: %w", ln.Addr(), err)
+		return fmt.Errorf("serve HTTP on %s: %w", ln.Addr(), err)
 	}
 	return nil
 }

@@ -159,6 +159,7 @@ type Request struct {
 	Op          string    `json:"op"`
 	Certificate string    `json:"certificate"`
 	Spec        Spec      `json:"spec,omitzero"`
+	Force       bool      `json:"force,omitempty"` // remove it even where HAProxy may need it to start
 	Asked       time.Time `json:"asked"`
 	Done        time.Time `json:"done,omitzero"`
 	Error       string    `json:"error,omitempty"` // why it was refused

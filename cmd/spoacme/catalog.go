@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// catalog is the index of the records that this node goes by: what is wanted, issued, in flight and failing. It holds
+// no chain and no key, so that 10,000 certificates take little memory.
+type catalog struct {
+	store   store.Store
+	log     *slog.Logger
+	changed func(names []string) // certificates that were issued or removed; nil for "any"
+
+	mu         sync.RWMutex
+	loaded     bool
+	records    map[store.Key]store.Record
+	unreadable []error
+}
+
+// catalogued are the kinds that the catalog holds.
+func catalogued() []store.Kind {
+	return []store.Kind{store.KindWanted, store.KindIssued, store.KindOrder, store.KindAttempt, store.KindRequest}
+}
+
+func newCatalog(st store.Store, log *slog.Logger, changed func([]string)) *catalog {
+	return &catalog{store: st, log: log, changed: changed, records: map[store.Key]store.Record{}}
+}
+
+// Run keeps the catalog as the store is, until ctx ends.
+func (c *catalog) Run(ctx context.Context) error {
+	return follow(ctx, c.store, c.log, c.apply, catalogued()...)
+}
+
+// follow calls apply for every change, and again with nil after it failed, until ctx ends.
+func follow(ctx context.Context, st store.Store, log *slog.Logger, apply func(context.Context, []store.Key) error, kinds ...store.Kind) error {
+	return st.Follow(ctx, func(keys []store.Key) {
+		retry := backoff.NewExponentialBackOff()
+		retry.MaxInterval = 30 * time.Second
+		_, _ = backoff.Retry(ctx, func() (struct{}, error) {
+			err := apply(ctx, keys)
+			keys = nil
+			return struct{}{}, err
+		}, backoff.WithBackOff(retry), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, d time.Duration) {
+			log.Warn("the store can't be read, trying again", "err", err, "in", d.Round(time.Millisecond))
+		}))
+	}, kinds...)
+}
+
+func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
+	if keys == nil {
+		return c.reload(ctx)
+	}
+	for _, k := range keys {
+		e, err := c.store.Get(ctx, k)
+		switch {
+		case err == nil:
+			c.put(k, strip(e.Record))
+		case errors.Is(err, store.ErrAbsent):
+			c.put(k, nil)
+		case errors.Is(err, store.ErrUnreadable):
+			c.log.Error("a record can't be read; what is known of it stays in force", "err", err)
+		default:
+			return err
+		}
+	}
+	c.announce(keys)
+	return nil
+}
+
+// reload reads everything. A record that can't be read keeps its last good form.
+func (c *catalog) reload(ctx context.Context) error {
+	fresh := map[store.Key]store.Record{}
+	var unreadable []error
+	for _, kind := range catalogued() {
+		l, err := c.store.List(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("list %s: %w", kind, err)
+		}
+		for _, e := range l.Entries {
+			fresh[e.Key] = strip(e.Record)
+		}
+		unreadable = append(unreadable, l.Unreadable...)
+	}
+	c.mu.Lock()
+	c.records, c.unreadable, c.loaded = fresh, unreadable, true
+	c.mu.Unlock()
+	for _, err := range unreadable {
+		c.log.Error("a record was skipped", "err", err)
+	}
+	c.announce(nil)
+	return nil
+}
+
+func (c *catalog) put(k store.Key, r store.Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r == nil {
+		delete(c.records, k)
+		return
+	}
+	c.records[k] = r
+}
+
+// announce tells which certificates HAProxy should have now.
+func (c *catalog) announce(keys []store.Key) {
+	if keys == nil {
+		c.changed(nil)
+		return
+	}
+	var names []string
+	for _, k := range keys {
+		if k.Kind == store.KindIssued {
+			names = append(names, k.Name)
+		}
+	}
+	if len(names) > 0 {
+		c.changed(names)
+	}
+}
+
+// strip drops what is large or secret.
+func strip(r store.Record) store.Record {
+	switch r := r.(type) {
+	case *store.Certificate:
+		r.Chain, r.Private = "", store.Secret{}
+	case *store.Order:
+		r.Private = store.Secret{}
+	}
+	return r
+}
+
+// lookup returns the record of a certificate of one kind; T is that kind's type.
+func lookup[T store.Record](c *catalog, kind store.Kind, name string) (T, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	r, ok := c.records[store.Key{Kind: kind, Name: name}].(T)
+	return r, ok
+}
+
+// all returns the records of one type, ordered by name.
+func all[T store.Record](c *catalog) []T {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []T
+	for _, r := range c.records {
+		if t, ok := r.(T); ok {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b T) int { return compareNames(a.Key().Name, b.Key().Name) })
+	return out
+}
+
+func compareNames(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// knows reports whether a certificate is wanted or issued.
+func (c *catalog) knows(name string) bool {
+	_, issued := lookup[*store.Certificate](c, store.KindIssued, name)
+	_, wanted := lookup[*store.Wanted](c, store.KindWanted, name)
+	return issued || wanted
+}
+
+// state says whether the store was read, and what of it can't be.
+func (c *catalog) state() (loaded bool, unreadable []error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.loaded, slices.Clone(c.unreadable)
+}
+
+// names returns the certificates that are issued.
+func (c *catalog) names() []string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []string
+	for k := range maps.Keys(c.records) {
+		if k.Kind == store.KindIssued {
+			out = append(out, k.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/spoacme/spoacme/dataplane"
+	"github.com/spoacme/spoacme/issuer"
+	"github.com/spoacme/spoacme/settings"
+	"github.com/spoacme/spoacme/spoa"
+	"github.com/spoacme/spoacme/status"
+	"github.com/spoacme/spoacme/store/file"
+)
+
+// sidecar is everything that runs, with settings that can't change under it.
+//
+// Data flows one way: HAProxy's settings → demand → issuer → store → catalog → HAProxy; and
+// challenges → token table → agent.
+type sidecar struct {
+	runner *runner
+	log    *slog.Logger
+	set    settings.Settings // as it began; certificates, CAs and place may have changed since
+	next   settings.Settings // with errAnew
+
+	hap     *dataplane.HAProxy
+	store   *file.Store
+	issuer  *issuer.Issuer
+	catalog *catalog
+	tokens  *tokens
+	removal *removal
+	table   *spoa.Table
+	agent   *spoa.Agent
+	engine  chan struct{} // a new HAProxy process said HELLO: read the settings
+	poked   chan struct{} // the same, for the rows
+	metrics *prometheus.Registry
+}
+
+func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
+	st, err := file.Open(s.StoreDir(), file.Options{Node: s.Node, Log: r.log})
+	if err != nil {
+		return nil, err
+	}
+	sc := &sidecar{
+		runner: r, log: r.log, set: s, hap: r.hap, store: st, table: new(spoa.Table),
+		engine: make(chan struct{}, 1), poked: make(chan struct{}, 1), metrics: prometheus.NewRegistry(),
+	}
+	sc.hap.SetPlace(s.CrtDir, s.CrtList)
+	sc.catalog = newCatalog(st, r.log, func(names []string) { sc.hap.Poke(names...) })
+	sc.removal = newRemoval(r.hap, sc.catalog, r.log)
+	sc.tokens = &tokens{st, sc.table, r.log}
+	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() }, Logger: r.log})
+	if sc.issuer, err = sc.newIssuer(s); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	sc.register()
+	return sc, nil
+}
+
+func (sc *sidecar) newIssuer(s settings.Settings) (*issuer.Issuer, error) {
+	is, err := sc.issuerSettings(s)
+	if err != nil {
+		return nil, err
+	}
+	return issuer.New(issuer.Config{Store: sc.store, Settings: is, UserAgent: "spoacme/" + buildVersion(), Logger: sc.log})
+}
+
+// issuerSettings is the part of the settings that the issuer takes while it runs.
+func (sc *sidecar) issuerSettings(s settings.Settings) (issuer.Settings, error) {
+	is := issuer.Settings{Email: s.Email, NewAccount: sc.runner.newAccount}
+	for _, dir := range s.CAs {
+		is.CAs = append(is.CAs, issuer.CA{Directory: dir, EABKeyID: s.EAB.KeyID, EABKey: string(s.EAB.HMAC.Reveal())})
+	}
+	if s.CARoots == "" {
+		return is, nil
+	}
+	pem, err := os.ReadFile(s.CARoots)
+	if err != nil {
+		return is, fmt.Errorf("read SPOACME_CA_ROOTS: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return is, fmt.Errorf("read SPOACME_CA_ROOTS: %s holds no certificate in PEM", s.CARoots)
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	is.HTTP = &http.Client{Transport: tr}
+	return is, nil
+}
+
+func (sc *sidecar) register() {
+	sc.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, from := range []interface{ Metrics() []prometheus.Collector }{sc.agent, sc.hap, sc.issuer} {
+		sc.metrics.MustRegister(from.Metrics()...)
+	}
+	sc.metrics.MustRegister(status.Metrics(sc.view)...)
+}
+
+// run returns nil when ctx ended, errAnew when it has to begin anew with sc.next. What answers (agent, status, control) ends
+// after what works (issuer, swaps), so that an order that is given up still takes its tokens back.
+func (sc *sidecar) run(ctx context.Context) error {
+	defer func() {
+		if err := sc.store.Close(); err != nil {
+			sc.log.Error("close the store", "err", err)
+		}
+	}()
+	answering, stopAnswering := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAnswering()
+	front, frontCtx := errgroup.WithContext(answering)
+	if err := sc.answer(frontCtx, front); err != nil {
+		stopAnswering()
+		return errors.Join(err, front.Wait())
+	}
+	work, workCtx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(frontCtx, func() { work.Go(func() error { return context.Cause(frontCtx) }) })
+	sc.work(workCtx, work)
+	sc.log.Info("running", "version", buildVersion(), "node", sc.set.Node, "agent", sc.set.Agent, "store", sc.set.Store)
+	err := work.Wait()
+	stop()
+	stopAnswering()
+	return errors.Join(err, front.Wait())
+}
+
+// answer starts what others connect to.
+func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
+	ln, err := spoa.Listen(sc.set.Agent)
+	if err != nil {
+		return err
+	}
+	g.Go(func() error { return sc.agent.Serve(ctx, ln) })
+	if sc.set.HTTP != "" {
+		ln, err := listen(sc.set.HTTP, "SPOACME_HTTP")
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return status.HTTP{View: sc.view, Gather: sc.metrics, Logger: sc.log}.Serve(ctx, ln) })
+	}
+	if sc.set.AgentCheck != "" {
+		ln, err := listen(sc.set.AgentCheck, "SPOACME_AGENT_CHECK")
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return (&status.AgentCheck{View: sc.view}).Serve(ctx, ln) })
+	}
+	local, err := listenControl(sc.set.Control)
+	if err != nil {
+		return err
+	}
+	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, view: sc.view, log: sc.log}
+	g.Go(func() error { return c.Serve(ctx, local) })
+	return nil
+}
+
+// work starts what brings certificates to HAProxy.
+func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return sc.tokens.Run(ctx) })
+	g.Go(func() error { return sc.catalog.Run(ctx) })
+	g.Go(func() error { return sc.watchSettings(ctx) })
+	g.Go(func() error { return sc.issuer.Run(ctx) })
+	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store}) })
+	g.Go(func() error { return sc.removal.Run(ctx) })
+	if sc.set.AgentCheck != "" {
+		g.Go(func() error { return sc.rows().Run(ctx) })
+	}
+}
+
+func listen(address, variable string) (net.Listener, error) {
+	ln, err := net.Listen(settings.Network(address))
+	if err != nil {
+		return nil, fmt.Errorf("listen for %s: %w: choose another address, or end what uses it", variable, err)
+	}
+	return ln, nil
+}
+
+// listenControl makes the socket of the command line, for this user and group only.
+func listenControl(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("make the folder of SPOACME_CONTROL: %w: choose another path", err)
+	}
+	return spoa.Listen("unix@" + path)
+}
+
+// structural is what a running sidecar can't change.
+func structural(s settings.Settings) []string {
+	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Node, s.Control, s.Probe}
+}
+
+// newProcess is called when a HAProxy process that was not seen before speaks to the agent.
+func (sc *sidecar) newProcess() {
+	sc.hap.Poke()
+	for _, wake := range []chan struct{}{sc.engine, sc.poked} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+const settingsEvery = time.Second
+
+// watchSettings reads the settings again for every new HAProxy process, and applies them.
+func (sc *sidecar) watchSettings(ctx context.Context) error {
+	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node}
+	current, stored := sc.set, false
+	var seen dataplane.Process
+	tick := time.NewTicker(settingsEvery)
+	defer tick.Stop()
+	for {
+		if !stored {
+			err := d.want(ctx, current)
+			if stored = err == nil; !stored && ctx.Err() == nil {
+				sc.log.Error("trying again", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-sc.engine:
+		case <-tick.C:
+			now := sc.hap.Report().Process
+			if now == seen {
+				continue
+			}
+			seen = now
+		}
+		s, changed := sc.reread(ctx, current)
+		if !changed {
+			continue
+		}
+		if !reflect.DeepEqual(structural(s), structural(sc.set)) {
+			sc.next = s
+			return errAnew
+		}
+		sc.apply(s)
+		current, stored = s, false
+	}
+}
+
+// reread returns the settings when they are good and not what they were.
+func (sc *sidecar) reread(ctx context.Context, before settings.Settings) (settings.Settings, bool) {
+	s, problems, err := sc.runner.read(ctx)
+	if err != nil {
+		return before, false
+	}
+	sc.runner.say(problems)
+	if fatal(problems, "") != nil || reflect.DeepEqual(s, before) {
+		return before, false
+	}
+	return s, true
+}
+
+// apply takes over what can change while everything runs.
+func (sc *sidecar) apply(s settings.Settings) {
+	sc.runner.level.Set(s.LogLevel)
+	sc.hap.SetPlace(s.CrtDir, s.CrtList)
+	is, err := sc.issuerSettings(s)
+	if err == nil {
+		err = sc.issuer.Reconfigure(is)
+	}
+	if err != nil {
+		sc.log.Error("the last good settings of the CA stay in force", "err", err)
+	}
+}
+
+// rows keeps a statistics row per certificate.
+func (sc *sidecar) rows() *status.Rows {
+	return &status.Rows{HAProxy: rowsBackend{sc.hap}, Backend: sc.set.RowsBackend, View: sc.view, Agent: sc.set.AgentCheck,
+		Probe: sc.set.Probe, Poke: sc.poked, Logger: sc.log}
+}
