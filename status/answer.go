@@ -143,13 +143,22 @@ func summary(v View) answer {
 		}
 	}
 	text := strings.Join(parts, ", ")
-	for _, c := range v.Certificates {
-		if c.attention() {
-			text += "; " + because(c.Name, c.Error)
-			break
-		}
+	if c, ok := worst(v); ok {
+		text += "; " + because(c.Name, c.Error)
 	}
 	return answer{"up", 0, text}
+}
+
+// worst finds the certificate that needs attention most.
+func worst(v View) (CertificateView, bool) {
+	for _, s := range States() {
+		for _, c := range v.Certificates {
+			if c.State == s && c.attention() {
+				return c, true
+			}
+		}
+	}
+	return CertificateView{}, false
 }
 
 // count writes 9500 as 9,500.

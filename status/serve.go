@@ -26,13 +26,14 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// accept runs handle for every connection, at most most at once, until ctx ends or ln fails for good.
-// It returns when all of them have: their context ends with ctx.
+// accept runs handle for every connection, at most most at once, until ctx ends or ln fails for good,
+// then closes ln. It returns when all of them have: their context ends with ctx.
 func accept(ctx context.Context, ln net.Listener, most int, handle func(context.Context, net.Conn)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	defer ln.Close()
 	defer closeWhenDone(ctx, ln)()
 	slots := make(chan struct{}, most)
 	for {
