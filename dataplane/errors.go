@@ -61,7 +61,7 @@ func refused(answer []byte) error {
 	}
 	text := bytes.TrimSpace(answer)
 	m := severity.FindSubmatch(text)
-	if m == nil || m[1][0] > '4' && !bytes.Contains(text, []byte("Unknown command")) {
+	if m == nil || m[1][0] > '3' && !bytes.Contains(text, []byte("Unknown command")) {
 		return nil
 	}
 	said := string(text[len(m[0]):])
