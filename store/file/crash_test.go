@@ -1,0 +1,358 @@
+package file
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// world is the records of a test: what a commit changes, it changes in all of them.
+type world struct{ a, b, x, gone string }
+
+func budget(name, text string) *store.Budget { return &store.Budget{CA: name, Error: text} }
+
+func key(name string) store.Key { return store.Key{Kind: store.KindBudget, Name: name} }
+
+// commitWorld makes every record say n; "gone" is there for odd n only.
+func commitWorld(ctx context.Context, s *Store, lease store.Lease, n int) error {
+	text := strconv.Itoa(n)
+	last := store.Put(budget("gone", text))
+	if n%2 == 0 {
+		last = store.Delete(key("gone"))
+	}
+	return s.Commit(ctx, lease, nil, []store.Op{store.Put(budget("a", text)), store.Put(budget("b", text)),
+		store.Put(&store.Attempt{Name: "x", Error: text}), last})
+}
+
+func readWorld(t *testing.T, s *Store) (w world) {
+	t.Helper()
+	for k, field := range map[store.Key]*string{key("a"): &w.a, key("b"): &w.b, key("gone"): &w.gone, {Kind: store.KindAttempt, Name: "x"}: &w.x} {
+		e, err := s.Get(t.Context(), k)
+		switch r := e.Record.(type) {
+		case *store.Budget:
+			*field = r.Error
+		case *store.Attempt:
+			*field = r.Error
+		default:
+			if !errors.Is(err, store.ErrAbsent) {
+				t.Fatal(err)
+			}
+		}
+	}
+	return w
+}
+
+func wantWorld(n int) world {
+	if n == 0 {
+		return world{}
+	}
+	text := strconv.Itoa(n)
+	w := world{a: text, b: text, x: text}
+	if n%2 == 1 {
+		w.gone = text
+	}
+	return w
+}
+
+func leaseOf(t testing.TB, s *Store) store.Lease {
+	t.Helper()
+	l, err := s.Lead(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// snapshot is a copy of the directory at one moment of a run.
+type snapshot struct {
+	step   string
+	dir    string
+	acked  int   // commits that were reported as done
+	synced int64 // bytes of the journal that are on disk for certain
+	loose  []store.Key
+}
+
+// TestCrash copies the directory before every step of some commits. Each copy, as kill -9 leaves it and as a loss of
+// power may, opens as the state of one commit, not older than the last one that was acknowledged.
+func TestCrash(t *testing.T) {
+	var (
+		mu    sync.Mutex
+		snaps []snapshot
+		s     *Store
+		acked int
+	)
+	dir, copies := t.TempDir(), t.TempDir()
+	fault := func(step string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if s == nil || step == "sync" && len(snaps) > 0 && snaps[len(snaps)-1].step == "sync" && len(snaps)%3 > 0 {
+			return nil
+		}
+		to := filepath.Join(copies, strconv.Itoa(len(snaps)))
+		if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+			t.Error(err)
+		}
+		snaps = append(snaps, snapshot{step, to, acked, s.journal.size, keysOf(s.dirty)})
+		return nil
+	}
+	opened, err := open(dir, Options{}, fault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	s = opened
+	mu.Unlock()
+	lease := leaseOf(t, opened)
+	const commits = 4
+	for n := range commits {
+		if err := commitWorld(t.Context(), opened, lease, n+1); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		acked = n + 1
+		mu.Unlock()
+	}
+	_ = opened.Close()
+	if len(snaps) < commits*8 {
+		t.Fatalf("only %d steps", len(snaps))
+	}
+	for i, snap := range snaps {
+		for name, harm := range map[string]func(*testing.T, snapshot){
+			"kill":  func(*testing.T, snapshot) {},
+			"power": losePower,
+			"cut":   cutJournal,
+		} {
+			t.Run(fmt.Sprintf("%d %s %s", i, strings.ReplaceAll(snap.step, " ", "-"), name), func(t *testing.T) {
+				checkSnapshot(t, snap, harm)
+			})
+		}
+	}
+}
+
+func keysOf(m map[store.Key]bool) (keys []store.Key) {
+	for k := range maps.Keys(m) {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+// losePower empties what was not synced, and brings back what was removed.
+func losePower(t *testing.T, snap snapshot) {
+	for _, k := range snap.loose {
+		path := filepath.Join(snap.dir, string(k.Kind), k.Name+recordSuffix)
+		if _, err := os.Stat(path); err == nil {
+			edit(t, path, []byte{})
+		} else {
+			edit(t, path, []byte(`{"v":1,"ca":"gone","error":"from the grave"}`))
+		}
+	}
+	if info, err := os.Stat(filepath.Join(snap.dir, "journal")); err == nil && info.Size() > snap.synced && snap.step != "journal truncate" {
+		truncate(t, snap.dir, snap.synced)
+	}
+}
+
+// cutJournal leaves half of the line that is being written.
+func cutJournal(t *testing.T, snap snapshot) {
+	if info, err := os.Stat(filepath.Join(snap.dir, "journal")); err == nil && info.Size() > snap.synced {
+		truncate(t, snap.dir, (snap.synced+info.Size())/2)
+	}
+}
+
+func truncate(t *testing.T, dir string, size int64) {
+	t.Helper()
+	if err := os.Truncate(filepath.Join(dir, "journal"), size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkSnapshot(t *testing.T, snap snapshot, harm func(*testing.T, snapshot)) {
+	snap.dir = copyOf(t, snap.dir)
+	harm(t, snap)
+	s := openStore(t, snap.dir, Options{})
+	got := readWorld(t, s)
+	if got != wantWorld(snap.acked) && got != wantWorld(snap.acked+1) {
+		t.Errorf("after %d commits: %+v", snap.acked, got)
+	}
+	if err := commitWorld(t.Context(), s, leaseOf(t, s), 9); err != nil {
+		t.Error(err)
+	}
+	_ = s.Close()
+	if got := readWorld(t, openStore(t, snap.dir, Options{})); got != wantWorld(9) {
+		t.Errorf("the commit after it: %+v", got)
+	}
+	temps, _ := filepath.Glob(filepath.Join(snap.dir, "*", tempPrefix+"*"))
+	if len(temps) > 0 {
+		t.Errorf("left behind: %s", temps)
+	}
+}
+
+func copyOf(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "copy")
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// TestFaults lets every step fail once, and for ever. Whatever the commit reports must be so, then and after a restart.
+func TestFaults(t *testing.T) {
+	steps := []string{"journal write", "journal sync", "journal sync+journal truncate", "create", "write", "rename", "remove",
+		"sync", "sync folder", "journal truncate", "journal write+journal truncate", "journal sync+journal truncate+journal replace"}
+	for _, step := range steps {
+		for _, lasting := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s %v", strings.ReplaceAll(step, " ", "-"), lasting), func(t *testing.T) {
+				t.Parallel()
+				testFault(t, strings.Split(step, "+"), lasting)
+			})
+		}
+	}
+}
+
+func testFault(t *testing.T, steps []string, lasting bool) {
+	f := &faults{}
+	dir := t.TempDir()
+	s, err := open(dir, Options{}, f.step)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := leaseOf(t, s)
+	if err := commitWorld(t.Context(), s, lease, 1); err != nil {
+		t.Fatal(err)
+	}
+	f.set(lasting, steps...)
+	result := commitWorld(t.Context(), s, lease, 2)
+	seen := readWorld(t, s)
+	checkResult(t, result, seen)
+	if lasting && errors.Is(result, store.ErrUnknown) {
+		if err := commitWorld(t.Context(), s, lease, 4); len(steps) == 3 && !errors.Is(err, store.ErrRefused) {
+			t.Errorf("while the journal is uncertain: %v", err)
+		} else if err != nil && readWorld(t, s) != seen {
+			t.Error("what was read after an unknown result did not hold")
+		}
+	}
+	crashed := copyOf(t, dir)
+	f.set(false)
+	if err := commitWorld(t.Context(), s, lease, 3); err != nil {
+		t.Errorf("when it is over: %v", err)
+	}
+	_ = s.Close()
+	if got := readWorld(t, openStore(t, dir, Options{})); got != wantWorld(3) {
+		t.Errorf("after a restart: %+v", got)
+	}
+	if after := readWorld(t, openStore(t, crashed, Options{})); !errors.Is(result, store.ErrUnknown) {
+		checkResult(t, result, after)
+	} else if after != wantWorld(1) && after != wantWorld(2) && after != wantWorld(4) {
+		t.Errorf("after a crash: %+v", after)
+	}
+}
+
+func checkResult(t *testing.T, result error, seen world) {
+	t.Helper()
+	switch {
+	case result == nil && seen != wantWorld(2),
+		errors.Is(result, store.ErrRefused) && seen != wantWorld(1),
+		errors.Is(result, store.ErrUnknown) && seen != wantWorld(1) && seen != wantWorld(2),
+		result != nil && errors.Is(result, store.ErrRefused) == errors.Is(result, store.ErrUnknown):
+		t.Errorf("result %v, but %+v", result, seen)
+	}
+}
+
+// faults makes steps fail as a full disk does.
+type faults struct {
+	mu      sync.Mutex
+	fail    map[string]bool
+	lasting bool
+}
+
+func (f *faults) set(lasting bool, steps ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail, f.lasting = map[string]bool{}, lasting
+	for _, s := range steps {
+		f.fail[s] = true
+	}
+}
+
+func (f *faults) step(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.fail[name] {
+		return nil
+	}
+	if !f.lasting {
+		delete(f.fail, name)
+	}
+	return &os.PathError{Op: name, Path: "test", Err: syscall.ENOSPC}
+}
+
+const childEnv = "STORE_FILE_TEST_CHILD"
+
+// TestMain is also the process that TestKill kills.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		child(dir)
+	}
+	os.Exit(m.Run())
+}
+
+func child(dir string) {
+	s, err := Open(dir, Options{})
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	lease, _ := s.Lead(context.Background())
+	for n := 1; ; n++ {
+		if err := commitWorld(context.Background(), s, lease, n); err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+		fmt.Println("done", n)
+	}
+}
+
+func TestKill(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 3 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
+		cmd.Env = append(os.Environ(), childEnv+"="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		acked := 0
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			text, ok := strings.CutPrefix(lines.Text(), "done ")
+			if !ok {
+				t.Fatal(lines.Text())
+			}
+			acked, _ = strconv.Atoi(text)
+			if acked == 50+17*round {
+				_ = cmd.Process.Kill()
+			}
+		}
+		_ = cmd.Wait()
+		s := openStore(t, dir, Options{})
+		got := readWorld(t, s)
+		if n, _ := strconv.Atoi(got.a); got != wantWorld(n) || n < acked || n > acked+1 {
+			t.Errorf("killed after %d commits: %+v", acked, got)
+		}
+		_ = s.Close()
+	}
+}
