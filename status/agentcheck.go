@@ -18,7 +18,8 @@ const (
 )
 
 // AgentCheck answers HAProxy's agent checks. A server with `agent-send NAME|` is told the state of
-// the certificate NAME; one that sends nothing gets a summary, which never marks it down.
+// the certificate NAME. One with `agent-send |` gets a summary, which never marks it down; so does
+// one that sends nothing, a moment later.
 type AgentCheck struct {
 	// View returns the current view. It is asked at most once a second.
 	View func() View

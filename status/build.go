@@ -1,7 +1,7 @@
 package status
 
 import (
-	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -24,15 +24,16 @@ type facts struct {
 
 // Build makes the view.
 func Build(in Input) View {
-	v := View{Time: in.Now, Node: in.Node, Version: in.Version, HAProxy: in.HAProxy, Loading: in.Loading, Certificates: []CertificateView{}, Conditions: []Condition{}}
+	v := View{Time: in.Now, Node: in.Node, Version: in.Version, HAProxy: in.HAProxy, Loading: in.Loading, Conditions: []Condition{}}
 	for _, c := range in.Conditions {
 		c.Message = clean(c.Message, maxError)
 		v.Conditions = append(v.Conditions, c)
 	}
-	for name, f := range gather(in) {
-		v.Certificates = append(v.Certificates, certificate(name, f, in.Now, in.HAProxy.Reachable))
+	all := gather(in)
+	v.Certificates = make([]CertificateView, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		v.Certificates = append(v.Certificates, certificate(name, all[name], in.Now, in.HAProxy.Reachable))
 	}
-	slices.SortFunc(v.Certificates, func(a, b CertificateView) int { return cmp.Compare(a.Name, b.Name) })
 	return v
 }
 

@@ -15,6 +15,9 @@ var material = regexp.MustCompile(`-----BEGIN.*|[A-Za-z0-9+/_=-]{64,}`)
 
 // clean makes one line of at most most bytes that a terminal, a log and HAProxy can show.
 func clean(s string, most int) string {
+	if s == "" {
+		return s
+	}
 	s = strings.ToValidUTF8(s, "?")
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) || r == '\u2028' || r == '\u2029' {
