@@ -14,7 +14,6 @@ import (
 // desk is what the loop of a term decides on. Nobody else touches it.
 type desk struct {
 	index      *index
-	loaded     bool
 	pending    news                          // taken, and not worked in yet because the store failed
 	running    map[string]context.CancelFunc // by certificate
 	held       map[string]time.Time          // certificates that are not looked at before, for reasons that are not stored
@@ -72,19 +71,17 @@ func (t *term) learn(ctx context.Context) error {
 		if err := t.index.load(ctx, t.store); err != nil {
 			return err
 		}
-	} else if err := t.index.refresh(ctx, t.store, slices.Collect(maps.Keys(t.pending.keys))); err != nil {
+	} else if err := t.index.refresh(ctx, t.store, t.settledKeys()); err != nil {
 		return err
 	}
 	for _, text := range slices.Sorted(maps.Values(t.index.unreadable)) {
 		t.once("a record is left alone", text)
 	}
-	for k := range t.pending.keys {
-		if k.Kind != store.KindChallenges && k.Kind != store.KindOrder {
-			delete(t.held, k.Name)
-		}
+	for _, k := range t.settledKeys() {
+		delete(t.held, k.Name)
+		delete(t.pending.keys, k)
 	}
 	t.pending.all = false
-	clear(t.pending.keys)
 	for len(t.pending.outcomes) > 0 {
 		if err := t.settle(ctx, t.pending.outcomes[0]); err != nil {
 			return err
@@ -92,6 +89,17 @@ func (t *term) learn(ctx context.Context) error {
 		t.pending.outcomes = t.pending.outcomes[1:]
 	}
 	return nil
+}
+
+// settledKeys is what is worth reading now: what a running order changes is read when it has ended.
+func (t *term) settledKeys() []store.Key {
+	var keys []store.Key
+	for k := range t.pending.keys {
+		if t.running[k.Name] == nil || k.Kind != store.KindIssued && k.Kind != store.KindAttempt {
+			keys = append(keys, k)
+		}
+	}
+	return keys
 }
 
 // once warns once in a term.

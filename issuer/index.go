@@ -12,11 +12,12 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// watched is what others may change, or what tells of our own changes; the rest is read where it is needed.
-var watched = []store.Kind{
-	store.KindWanted, store.KindIssued, store.KindOrder, store.KindAttempt, store.KindBudget, store.KindChallenges,
-	store.KindDemand, store.KindRequest,
-}
+// kept is what the index holds. What an order writes while it runs is not watched; an edit of somebody else shows when the
+// order is next taken up.
+var (
+	kept    = append([]store.Kind{store.KindOrder, store.KindChallenges}, watched...)
+	watched = []store.Kind{store.KindWanted, store.KindIssued, store.KindAttempt, store.KindBudget, store.KindDemand, store.KindRequest}
+)
 
 // index is what the term knows of the store: the records themselves, except that of a certificate only the facts are
 // kept. The loop alone touches it. It says what may be due; what is due is decided on a fresh read (see plan).
@@ -100,7 +101,7 @@ func (x *index) apply(ops []store.Op) {
 // load reads everything anew. On an error the index is as it was.
 func (x *index) load(ctx context.Context, s store.Store) error {
 	n := newIndex()
-	for _, kind := range watched {
+	for _, kind := range kept {
 		l, err := s.List(ctx, kind)
 		if err != nil {
 			return err

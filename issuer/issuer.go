@@ -40,6 +40,8 @@ type CA struct {
 	// Encrypt (whose limit is 300) and any number elsewhere, negative for any number. Where a
 	// limit applies, certificates for the same names are kept to 4 a week, too.
 	Orders int
+
+	id string // CAID, once computed
 }
 
 // Settings is what may change while the issuer runs; see Reconfigure.
@@ -123,6 +125,9 @@ func (i *Issuer) Reconfigure(s Settings) error {
 		return err
 	}
 	s.CAs = slices.Clone(s.CAs)
+	for n := range s.CAs {
+		s.CAs[n].id = CAID(s.CAs[n].Directory)
+	}
 	if s.HTTP == nil {
 		s.HTTP = defaultHTTP()
 	}
@@ -167,7 +172,7 @@ func (s *Settings) ca(directory string) CA {
 			return ca
 		}
 	}
-	return CA{Directory: directory}
+	return CA{Directory: directory, id: CAID(directory)}
 }
 
 var notInName = regexp.MustCompile(`[^A-Za-z0-9-]+`)

@@ -261,7 +261,7 @@ func (f *flow) abandon(ctx context.Context, order acme.ExtendedOrder, why *failu
 // poll asks for the order until it leaves the given states. The first question comes early, whatever the CA asked for:
 // most orders are done by then. After that Retry-After is the least pause.
 func (f *flow) poll(ctx context.Context, while ...string) (acme.ExtendedOrder, error) {
-	pause := f.t.firstPoll()
+	pause := f.t.firstPoll(f.rec.Finalized)
 	for {
 		if err := sleep(ctx, pause); err != nil {
 			return acme.ExtendedOrder{}, err

@@ -24,7 +24,7 @@ func (t *term) choose(settings *Settings, w *store.Wanted, a *store.Attempt, now
 		ca := cas[(from+n)%len(cas)]
 		closed := t.closedUntil(ca, now)
 		if closed.IsZero() {
-			_, closed = room(ca, t.index.budgets[CAID(ca.Directory)], now)
+			_, closed = room(ca, t.index.budgets[ca.id], now)
 		}
 		if closed.IsZero() {
 			return ca, closed
@@ -43,7 +43,7 @@ func (t *term) closedUntil(ca CA, now time.Time) time.Time {
 	if o := t.outages[ca.Directory]; o != nil {
 		at = o.until
 	}
-	if b := t.index.budgets[CAID(ca.Directory)]; b != nil && b.Until.After(at) {
+	if b := t.index.budgets[ca.id]; b != nil && b.Until.After(at) {
 		at = b.Until
 	}
 	if !at.After(now) {
@@ -80,7 +80,7 @@ func (t *term) reserve(ctx context.Context, due []candidate, now time.Time) (gra
 	taken := map[string]int{}
 	var ops []store.Op
 	for _, c := range due {
-		n, at := room(c.ca, t.index.budgets[CAID(c.ca.Directory)], now)
+		n, at := room(c.ca, t.index.budgets[c.ca.id], now)
 		if _, limited := c.ca.orderLimit(); limited && !c.placed {
 			if taken[c.ca.Directory] >= n {
 				next = sooner(next, at)
@@ -104,9 +104,14 @@ func (t *term) spend(directory string, n int, now time.Time) *store.Budget {
 	return spend(b, n, now.UTC())
 }
 
-// firstPoll is when an order is first asked about: soon, but later the more the CA has to do for us.
-func (t *term) firstPoll() time.Duration {
-	return min(100*time.Millisecond+time.Duration(t.inFlight.Load())*4*time.Millisecond, 400*time.Millisecond)
+// firstPoll is when an order is first asked about: soon, but later the more the CA has to do for us. Issuing, whose
+// Retry-After is long, gets a little more time than validation.
+func (t *term) firstPoll(issuing bool) time.Duration {
+	many := time.Duration(min(t.inFlight.Load(), 100))
+	if issuing {
+		return 150*time.Millisecond + many*4*time.Millisecond
+	}
+	return 100*time.Millisecond + many*2*time.Millisecond
 }
 
 // try works on a certificate in a goroutine of its own, which ends with a report.
