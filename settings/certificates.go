@@ -9,6 +9,9 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
+// rowOfOthers is a row of the statistics page, where every certificate has one under its name.
+const rowOfOthers = "_others"
+
 // reservedSuffixes are file names that HAProxy reads as parts of another certificate.
 func reservedSuffixes() []string {
 	return []string{".rsa", ".ecdsa", ".dsa", ".ocsp", ".sctl", ".issuer", ".key"}
@@ -18,6 +21,9 @@ func reservedSuffixes() []string {
 func CertificateName(name string) error {
 	if err := validName(name); err != nil {
 		return err
+	}
+	if name == rowOfOthers {
+		return errorf("name %q is that of the statistics row that counts certificates: choose another name", name)
 	}
 	if suffix := strings.ToLower(path.Ext(name)); slices.Contains(reservedSuffixes(), suffix) {
 		return errorf("name %q: HAProxy takes %s for a part of another certificate: choose another name", name, suffix)

@@ -150,6 +150,7 @@ func TestProblems(t *testing.T) {
 		{haproxy("SPOACME_CERTS", "a..b"), "SPOACME_CERTS" + cfg + `name "a..b": use 1 to 64 letters, digits, '.', '_' or '-', not '..', and begin with a letter, digit or '_'`, Error},
 		{haproxy("SPOACME_CERTS", long), "SPOACME_CERTS" + cfg + `name "` + long + `" has 65 characters, the limit is 64: shorten it`, Error},
 		{haproxy("SPOACME_CERTS", "shop.RSA"), "SPOACME_CERTS" + cfg + `name "shop.RSA": HAProxy takes .rsa for a part of another certificate: choose another name`, Error},
+		{haproxy("SPOACME_CERTS", "_others"), "SPOACME_CERTS" + cfg + `name "_others" is that of the statistics row that counts certificates: choose another name`, Error},
 		{haproxy("SPOACME_CERTS", "shop.issuer"), "SPOACME_CERTS" + cfg + `name "shop.issuer": HAProxy takes .issuer for a part of another certificate: choose another name`, Error},
 		{haproxy("SPOACME_CERTS", "shop,Shop", "SPOACME_CERT_shop", "a.example", "SPOACME_CERT_Shop", "b.example"),
 			"SPOACME_CERTS" + cfg + "names shop and Shop differ in case only: rename one", Error},

@@ -10,8 +10,8 @@ import (
 // need attention have a row, and the row OthersRow counts the rest.
 const MaxRows = 500
 
-// OthersRow is the row that counts; no certificate can have this name.
-const OthersRow = "others:"
+// OthersRow is the row that counts; the settings refuse a certificate of this name.
+const OthersRow = "_others"
 
 // maxAnswer is how long the text of a row may be.
 const maxAnswer = 100

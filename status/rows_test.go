@@ -170,7 +170,7 @@ func TestLayout(t *testing.T) {
 	got := r.wanted(many(501, 1))
 	want := []Row{
 		{Name: "c00000", Agent: agent, Send: "c00000|", Words: "up drain", Weight: 60},
-		{Name: "others:", Agent: agent, Send: "others:|", Words: "ready up", Weight: 60},
+		{Name: "_others", Agent: agent, Send: "_others|", Words: "ready up", Weight: 60},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
