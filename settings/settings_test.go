@@ -3,6 +3,7 @@ package settings
 import (
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -97,14 +98,33 @@ func staleHint(name string) string {
 	return " (gone from haproxy.cfg, and still here? HAProxy before 3.2 keeps it over reloads: write unsetenv " + name + ")"
 }
 
+// complaint is settings of one source and a problem that they must cause.
+type complaint struct {
+	in    Source
+	want  string
+	level Level
+}
+
+const cfg = " from haproxy.cfg (setenv): "
+
 func TestProblems(t *testing.T) {
-	const cfg = " from haproxy.cfg (setenv): "
-	long := strings.Repeat("x", 65)
-	for _, c := range []struct {
-		in    Source
-		want  string
-		level Level
-	}{
+	for _, c := range slices.Concat(badValues(), badNames(), badCertificates(), secrets()) {
+		_, problems := Load(c.in)
+		found := false
+		for _, p := range problems {
+			found = found || p.Error() == c.want && p.Level == c.level
+			if strings.Contains(p.Error(), "s3cret") || strings.Contains(p.Error(), "\n") {
+				t.Errorf("a secret or two lines: %v", p)
+			}
+		}
+		if !found {
+			t.Errorf("%v\n got %v\nwant %s: %s", c.in.Values, problems, c.level, c.want)
+		}
+	}
+}
+
+func badValues() []complaint {
+	return []complaint{
 		{haproxy("SPOACME_EMAIL", "ops"), "SPOACME_EMAIL" + cfg + `"ops" is not an e-mail address: write one, such as ops@example.com`, Fatal},
 		{haproxy("SPOACME_EMAIL", "Ops <ops@example.com>"), "SPOACME_EMAIL" + cfg + `"Ops <ops@example.com>" is not an e-mail address: write one, such as ops@example.com`, Fatal},
 		{source(FromFlags, "SPOACME_EMAIL", "ops"), `--email: "ops" is not an e-mail address: write one, such as ops@example.com`, Fatal},
@@ -135,13 +155,22 @@ func TestProblems(t *testing.T) {
 		{haproxy("SPOACME_EMAIL", strings.Repeat("a", 16385)), "SPOACME_EMAIL" + cfg + "16385 bytes, the limit is 16384: HAProxy shows no more; make it shorter", Fatal},
 		{source(FromEnvironment, "SPOACME_EAB_KID", "x"), "SPOACME_EAB_KID from environment: external account binding needs both: set SPOACME_EAB_HMAC too, in the sidecar's own environment", Fatal},
 		{source(FromEnvironment, "SPOACME_EAB_KID", "x", "SPOACME_EAB_HMAC", "!!"), "SPOACME_EAB_HMAC from environment: not a base64url key: copy it once more from the CA's page", Fatal},
+	}
+}
 
+func badNames() []complaint {
+	return []complaint{
 		{haproxy("SPOACME_CRTLIST", "/x"), "SPOACME_CRTLIST" + cfg + "is not a setting: did you mean SPOACME_CRT_LIST?" + staleHint("SPOACME_CRTLIST"), Error},
 		{haproxy("SPOACME_CERT", "shop"), "SPOACME_CERT" + cfg + "is not a setting: did you mean SPOACME_CERTS?" + staleHint("SPOACME_CERT"), Error},
 		{source(FromEnvironment, "SPOACME_XYZZY", "1"), "SPOACME_XYZZY from environment: is not a setting: remove it, or see the list of settings in `spoacme run --help`", Error},
 		{haproxy("SPOACME_SOCKET", "/x"), "SPOACME_SOCKET" + cfg + "has no effect in haproxy.cfg: give it as --socket or in the sidecar's own environment", Note},
 		{haproxy("SPOACME_EAB_KID", "x"), "SPOACME_EAB_KID" + cfg + "has no effect in haproxy.cfg: give it in the sidecar's own environment", Note},
+	}
+}
 
+func badCertificates() []complaint {
+	long := strings.Repeat("x", 65)
+	return []complaint{
 		{haproxy("SPOACME_CERTS", "shop"), "SPOACME_CERT_shop" + cfg + "is not set, though SPOACME_CERTS names it: write it, or take shop out of SPOACME_CERTS", Error},
 		{haproxy("SPOACME_CERT_shop", "a.example"), "SPOACME_CERTS" + cfg + "is not set, so SPOACME_CERT_shop and the like do not count: name the certificates in it, separated by commas", Error},
 		{haproxy("SPOACME_CERTS", "shop,"), "SPOACME_CERTS" + cfg + "ends with a comma: words after a space may have been lost: write it without spaces, or in quotes", Fatal},
@@ -158,7 +187,11 @@ func TestProblems(t *testing.T) {
 			"SPOACME_CERT_old" + cfg + "does not count, because SPOACME_CERTS does not name it: add it there, or remove it" + staleHint("SPOACME_CERT_old"), Note},
 		{haproxy("SPOACME_CERTS", "shop", "SPOACME_CERT_shpo", "a.example"), "SPOACME_CERT_shop" + cfg + "is not set, though SPOACME_CERTS names it: did you mean SPOACME_CERT_shpo?", Error},
 		{haproxy("SPOACME_CERTS", "shop", "SPOACME_CERT_shop", "https://a.example/"), "SPOACME_CERT_shop" + cfg + `"https://a.example/" is a URL: write the name alone: a.example`, Error},
+	}
+}
 
+func secrets() []complaint {
+	return []complaint{
 		{haproxy("CONSUL_HTTP_TOKEN", "s3cret"), "CONSUL_HTTP_TOKEN" + cfg + ourSecret, Error},
 		{haproxy("SPOACME_EAB_HMAC", "s3cret"), "SPOACME_EAB_HMAC" + cfg + ourSecret, Error},
 		{haproxy("AWS_SECRET_ACCESS_KEY", "s3cret"), "AWS_SECRET_ACCESS_KEY" + cfg + ourSecret, Error},
@@ -166,18 +199,6 @@ func TestProblems(t *testing.T) {
 		{haproxy("LEGO_EAB_HMAC", "s3cret"), "LEGO_EAB_HMAC" + cfg + ourSecret, Error},
 		{haproxy("STATS_PASSWORD", "s3cret"), "STATS_PASSWORD" + cfg + "looks like a secret, and everybody who reads the stats socket can see it: " +
 			"if it is meant for the sidecar, move it to the sidecar's own environment", Note},
-	} {
-		_, problems := Load(c.in)
-		found := false
-		for _, p := range problems {
-			found = found || p.Error() == c.want && p.Level == c.level
-			if strings.Contains(p.Error(), "s3cret") || strings.Contains(p.Error(), "\n") {
-				t.Errorf("a secret or two lines: %v", p)
-			}
-		}
-		if !found {
-			t.Errorf("%v\n got %v\nwant %s: %s", c.in.Values, problems, c.level, c.want)
-		}
 	}
 }
 

@@ -40,10 +40,30 @@ func TestParseSpec(t *testing.T) {
 	}
 }
 
+// refused is an input and every line of its error, in any order.
+type refused struct{ in, want string }
+
 func TestParseSpecRefuses(t *testing.T) {
+	for _, c := range append(refusedDomains(), refusedOptions()...) {
+		_, err := ParseSpec(c.in)
+		if err == nil {
+			t.Errorf("ParseSpec(%q): no error\nwant %s", c.in, c.want)
+			continue
+		}
+		got := strings.Split(err.Error(), "\n")
+		want := strings.Split(c.want, "\n")
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("ParseSpec(%q)\n got %s\nwant %s", c.in, err, c.want)
+		}
+	}
+}
+
+func refusedDomains() []refused {
 	label64 := strings.Repeat("a", 64) + ".example"
 	name254 := strings.Repeat(strings.Repeat("a", 60)+".", 4) + "aa.example"
-	for _, c := range []struct{ in, want string }{
+	return []refused{
 		{"", "is empty: write the domains, separated by commas"},
 		{" ", "is empty: write the domains, separated by commas"},
 		{"a.example,", "ends with a comma: words after a space may have been lost: write it without spaces, or in quotes"},
@@ -80,6 +100,11 @@ func TestParseSpecRefuses(t *testing.T) {
 		{"${NAME}.example", `"${NAME}.example": the character "$" is not possible in a name: separate names by commas only`},
 		{"xn--a.example", `"xn--a.example" is not a valid international name: check its spelling`},
 		{"a\u202eb.example", `"a\u202eb.example" is not a valid international name: check its spelling`},
+	}
+}
+
+func refusedOptions() []refused {
+	return []refused{
 		{"a.example,chalenge=http-01", "chalenge= is not an option: did you mean challenge?"},
 		{"a.example,x=1", "x= is not an option: write one of ca, challenge, dns, key, profile"},
 		{"a.example,key=ec256,key=ec384", "key= stands there twice: keep one"},
@@ -98,19 +123,6 @@ func TestParseSpecRefuses(t *testing.T) {
 		{"a_b.example,c:1.example,kay=ec256", `"a_b.example": an underscore is not possible in the name of a certificate: remove the name` + "\n" +
 			`"c:1.example": the character ":" is not possible in a name: separate names by commas only` + "\n" +
 			"kay= is not an option: did you mean key?"},
-	} {
-		_, err := ParseSpec(c.in)
-		if err == nil {
-			t.Errorf("ParseSpec(%q): no error\nwant %s", c.in, c.want)
-			continue
-		}
-		got := strings.Split(err.Error(), "\n")
-		want := strings.Split(c.want, "\n")
-		slices.Sort(got)
-		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			t.Errorf("ParseSpec(%q)\n got %s\nwant %s", c.in, err, c.want)
-		}
 	}
 }
 
