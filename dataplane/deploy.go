@@ -34,6 +34,7 @@ type job struct {
 	swapped bool  // HAProxy was given the certificate
 	disk    error // the file or its line could not be written
 	err     error
+	common  bool // err is not of this certificate: HAProxy could not be asked
 }
 
 // Deploy makes HAProxy serve the certificate, now and after a restart: the PEM file is written, the certificate
@@ -47,7 +48,7 @@ func (h *HAProxy) Deploy(ctx context.Context, u Unit) (Served, error) {
 	for {
 		j := &job{name: u.Name, want: u.Bundle.Fingerprint, b: u.Bundle}
 		if err := h.applyAll(ctx, []*job{j}); err != nil {
-			return Served{}, fmt.Errorf("deploy certificate %s: %w", u.Name, err)
+			return Served{}, fmt.Errorf("deploy certificate %s: %w", u.Name, errors.Join(err, j.disk))
 		}
 		if errors.Is(j.err, ErrBusy) && pause(ctx, 250*time.Millisecond) {
 			continue
@@ -59,8 +60,8 @@ func (h *HAProxy) Deploy(ctx context.Context, u Unit) (Served, error) {
 	}
 }
 
-// applyAll finds out where certificates go and applies the jobs. Its error means that nothing was done; what
-// went wrong with single certificates is in the jobs.
+// applyAll finds out where certificates go and applies the jobs. Its error means that nothing was done, or with
+// *unasked that only files were written; what went wrong with single certificates is in the jobs.
 func (h *HAProxy) applyAll(ctx context.Context, jobs []*job) error {
 	if err := h.take(ctx); err != nil {
 		return err
@@ -70,9 +71,16 @@ func (h *HAProxy) applyAll(ctx context.Context, jobs []*job) error {
 	if err != nil {
 		return err
 	}
-	h.apply(ctx, p, jobs)
-	return nil
+	if err := h.apply(ctx, p, jobs); err != nil && ctx.Err() == nil {
+		return &unasked{err}
+	}
+	return ctx.Err()
 }
+
+// unasked is why HAProxy could not be asked; files were written all the same.
+type unasked struct{ error }
+
+func (u *unasked) Unwrap() error { return u.error }
 
 // settle returns where certificates go, locked for this process.
 func (h *HAProxy) settle(ctx context.Context) (Place, error) {
@@ -91,8 +99,8 @@ func (h *HAProxy) settle(ctx context.Context) (Place, error) {
 
 // apply brings certificates onto disk and into HAProxy. First all PEM files, then all swaps, then the crt-list on
 // disk, then the running crt-list: so whatever HAProxy reads at any moment is there, and is only what HAProxy itself
-// found good.
-func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) {
+// found good. Its error is why HAProxy could not be asked.
+func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 	for _, j := range jobs {
 		j.file = p.file(j.name)
 	}
@@ -110,12 +118,16 @@ func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) {
 	if down == nil {
 		h.listInHAProxy(ctx, p, jobs)
 	}
+	if ctx.Err() != nil {
+		return down
+	}
 	for _, j := range jobs {
-		if j.err == nil {
-			j.err = down
+		if j.err == nil && down != nil {
+			j.err, j.common = down, true
 		}
 		h.record(j)
 	}
+	return down
 }
 
 // look reads what HAProxy has. Its error means that HAProxy can't be asked.

@@ -53,7 +53,7 @@ func (t timing) withDefaults() timing {
 	}
 	set(&t.poll, time.Second)
 	set(&t.quick, 200*time.Millisecond)
-	set(&t.confirm, 5*time.Second)
+	set(&t.confirm, 10*time.Second)
 	set(&t.full, time.Minute)
 	set(&t.patience, time.Minute)
 	set(&t.retry, time.Second)
@@ -83,18 +83,20 @@ type HAProxy struct {
 	locked string           // the directory that lock is on
 	buffer map[identity]int // tune.bufsize of the process
 
-	mu                  sync.Mutex // guards all below
-	place               Place      // where certificates go; zero until it is known
-	asked               Place      // what the configuration says; wins over what HAProxy has loaded
-	states              map[string]*State
-	proc                Process
-	wanted              map[string]bool // fingerprints that the store has
-	poked               map[string]bool
-	all                 bool  // compare everything
-	away                bool  // HAProxy did not answer last time
-	err                 error // of the last turn
-	triedAt, comparedAt time.Time
-	swaps               map[string]time.Time // not confirmed yet
+	mu         sync.Mutex // guards all below
+	place      Place      // where certificates go; zero until it is known
+	asked      Place      // what the configuration says; wins over what HAProxy has loaded
+	states     map[string]*State
+	proc       Process
+	wanted     map[string]bool // fingerprints that the store has
+	poked      map[string]bool
+	all        bool      // compare everything
+	away       bool      // HAProxy did not answer last time
+	err        error     // of the last turn
+	nextAll    time.Time // when everything is compared next
+	comparedAt time.Time
+	failures   int                  // comparisons in a row
+	swaps      map[string]time.Time // not confirmed yet
 }
 
 // Place is where certificates go.

@@ -60,7 +60,7 @@ func (h *HAProxy) turn(ctx context.Context, src Source) error {
 		return err
 	}
 	h.mu.Lock()
-	all := h.all || time.Since(h.triedAt) >= h.timing.full
+	all := h.all || !time.Now().Before(h.nextAll)
 	h.mu.Unlock()
 	if all {
 		if err := h.everything(ctx, src); err != nil {
@@ -115,12 +115,24 @@ func (h *HAProxy) urgent(ctx context.Context, src Source) error {
 		return nil
 	}
 	for some := range slices.Chunk(slices.Sorted(maps.Keys(names)), chunk) {
-		if err := h.applyNames(ctx, src, some); err != nil {
-			h.Poke(some...)
+		err := h.applyNames(ctx, src, some)
+		switch {
+		case errors.As(err, new(*unasked)): // watch sees when it is back, and then everything is compared
+		case err != nil:
+			h.again(some)
 			return err
 		}
 	}
 	return nil
+}
+
+// again keeps names for the next turn.
+func (h *HAProxy) again(names []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range names {
+		h.poked[n] = true
+	}
 }
 
 // applyNames loads certificates whatever HAProxy has, for their fingerprints are not known.
@@ -154,24 +166,27 @@ func (h *HAProxy) forgetState(name string) {
 	delete(h.swaps, name)
 }
 
-// everything compares HAProxy with the source.
+// everything compares HAProxy with the source, and says when to do it again.
 func (h *HAProxy) everything(ctx context.Context, src Source) error {
 	h.mu.Lock()
-	h.all, h.triedAt = false, time.Now()
+	h.all = false
 	h.mu.Unlock()
 	err := h.compare(ctx, src)
+	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.nextAll = now.Add(h.timing.full)
 	if err != nil {
 		h.metrics.reconciles.WithLabelValues("failed").Inc()
-		h.mu.Lock()
-		h.triedAt = time.Now().Add(h.timing.retry - h.timing.full) // not before the next full minute, but soon
-		h.mu.Unlock()
+		if !errors.Is(err, ErrDown) { // that it is back is seen by watch
+			h.nextAll = now.Add(min(h.timing.retry<<min(h.failures, 16), h.timing.full))
+			h.failures++
+		}
 		return err
 	}
 	h.metrics.reconciles.WithLabelValues("done").Inc()
 	h.metrics.last.SetToCurrentTime()
-	h.mu.Lock()
-	h.comparedAt = time.Now()
-	h.mu.Unlock()
+	h.comparedAt, h.failures = now, 0
 	return nil
 }
 
@@ -181,6 +196,7 @@ func (h *HAProxy) compare(ctx context.Context, src Source) error {
 		return fmt.Errorf("list certificates of the store: %w", err)
 	}
 	h.setWanted(wants)
+	var down error
 	for some := range slices.Chunk(wants, chunk) {
 		jobs := make([]*job, 0, len(some))
 		for _, w := range some {
@@ -192,7 +208,9 @@ func (h *HAProxy) compare(ctx context.Context, src Source) error {
 				return src.Load(ctx, w.Name)
 			}})
 		}
-		if err := h.applyAll(ctx, jobs); err != nil {
+		if err := h.applyAll(ctx, jobs); errors.As(err, new(*unasked)) {
+			down = err
+		} else if err != nil {
 			return err
 		}
 		for _, j := range jobs {
@@ -205,7 +223,7 @@ func (h *HAProxy) compare(ctx context.Context, src Source) error {
 		}
 	}
 	h.count(wants)
-	return nil
+	return down
 }
 
 // setWanted keeps the fingerprints that are ours; a transaction that holds one is ours, too.

@@ -66,7 +66,7 @@ func (h *HAProxy) record(j *job) {
 		s.Since = now
 	}
 	s.File, s.Wanted = j.file, j.want
-	if !errors.Is(j.err, ErrDown) {
+	if !j.common {
 		s.Served = j.after
 	}
 	h.complain(j, s)
@@ -83,15 +83,18 @@ func (h *HAProxy) record(j *job) {
 	case j.err == nil && h.swaps[j.name].IsZero():
 		s.Confirmed = true
 	}
-	s.schedule(now, h.timing)
+	s.schedule(now, h.timing, j.common)
 }
 
 // complain logs an error once, not at every try.
 func (h *HAProxy) complain(j *job, s *State) {
+	if j.common && j.disk == nil {
+		return
+	}
 	for _, e := range []struct{ now, before error }{{j.err, s.Err}, {j.disk, s.DiskErr}} {
 		switch {
 		case e.now == nil || e.before != nil && e.now.Error() == e.before.Error():
-		case errors.Is(e.now, ErrBusy) && errors.Is(e.before, ErrBusy), errors.Is(e.now, ErrDown):
+		case errors.Is(e.now, ErrBusy) && errors.Is(e.before, ErrBusy), j.common && e.now == j.err:
 		default:
 			h.log.Error("certificate is not deployed", "certificate", j.name, "err", e.now)
 		}
@@ -99,8 +102,8 @@ func (h *HAProxy) complain(j *job, s *State) {
 }
 
 // schedule sets when a failed certificate is tried again.
-func (s *State) schedule(now time.Time, t timing) {
-	if s.DiskErr == nil && (s.Err == nil || errors.Is(s.Err, ErrDown)) { // what is down is noticed when it comes back
+func (s *State) schedule(now time.Time, t timing, common bool) {
+	if s.DiskErr == nil && (s.Err == nil || common) { // what is common is tried again with everything
 		s.failures, s.retry = 0, time.Time{}
 		return
 	}
