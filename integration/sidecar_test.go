@@ -40,7 +40,7 @@ func TestFirstCertificate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("served after %v", time.Since(start))
+			t.Logf("served after %v\n%s", time.Since(start), s.Log())
 			out, err := s.Run(t.Context(), "status")
 			t.Logf("status: %v\n%s", err, out)
 			out, err = s.Run(t.Context(), "renew", "shop")

@@ -24,7 +24,7 @@ type runner struct {
 	newAccount bool
 
 	hap *dataplane.HAProxy
-	mu sync.Mutex
+	mu  sync.Mutex
 	// said is the problems that were logged last, so that each is logged once; wrong are those that are no mere notes.
 	said  map[string]bool
 	wrong []string

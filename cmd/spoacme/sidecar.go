@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,13 +62,22 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 	sc.hap.SetPlace(s.CrtDir, s.CrtList)
 	sc.catalog = newCatalog(st, r.log, func(names []string) { sc.hap.Poke(names...) })
 	sc.removal = newRemoval(r.hap, sc.catalog, r.log)
-	sc.tokens = &tokens{st, sc.table, r.log}
+	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
 	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() }, Logger: r.log})
 	if sc.issuer, err = sc.newIssuer(s); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
 	sc.register()
 	return sc, nil
+}
+
+// reached reports whether HAProxy would ask the agent now. A HAProxy that has no such backend, or does not check it, would.
+func (sc *sidecar) reached(ctx context.Context) bool {
+	servers, err := sc.hap.Rows(ctx, sc.set.AgentBackend)
+	if errors.Is(err, dataplane.ErrNoRows) {
+		return true
+	}
+	return err == nil && slices.ContainsFunc(servers, func(s dataplane.Row) bool { return s.State == "up" })
 }
 
 func (sc *sidecar) newIssuer(s settings.Settings) (*issuer.Issuer, error) {

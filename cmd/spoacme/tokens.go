@@ -3,21 +3,67 @@ package main
 import (
 	"context"
 	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/spoacme/spoacme/spoa"
 	"github.com/spoacme/spoacme/store"
 )
 
-// tokens keeps the agent's table as the Challenges records are, and acknowledges what is in it.
+// tokens keeps the agent's table as the Challenges records are, and acknowledges what is in it: as soon as HAProxy
+// sends questions to the agent, not before. HAProxy takes some time to notice that an agent is back, and a
+// challenge answered in between would be a failed validation at the CA.
 type tokens struct {
 	store store.Store
 	table *spoa.Table
 	log   *slog.Logger
+	// reached reports whether HAProxy would ask the agent now.
+	reached func(context.Context) bool
+
+	applied chan uint64 // the generation that is in the table; holds the newest only
+}
+
+func newTokens(st store.Store, table *spoa.Table, log *slog.Logger, reached func(context.Context) bool) *tokens {
+	return &tokens{store: st, table: table, log: log, reached: reached, applied: make(chan uint64, 1)}
 }
 
 // Run follows the challenges until ctx ends.
 func (t *tokens) Run(ctx context.Context) error {
-	return follow(ctx, t.store, t.log, t.apply, store.KindChallenges)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return follow(ctx, t.store, t.log, t.apply, store.KindChallenges) })
+	g.Go(func() error { return t.acknowledge(ctx) })
+	return g.Wait()
+}
+
+const (
+	reachEvery = 50 * time.Millisecond // while HAProxy does not reach the agent
+	reachFresh = time.Second           // how long its word is taken
+)
+
+// acknowledge says which generation is in the table, while HAProxy reaches the agent.
+func (t *tokens) acknowledge(ctx context.Context) error {
+	var asked time.Time
+	for {
+		var generation uint64
+		select {
+		case <-ctx.Done():
+			return nil
+		case generation = <-t.applied:
+		}
+		for time.Since(asked) > reachFresh && !t.reached(ctx) {
+			select {
+			case <-ctx.Done():
+				return nil
+			case generation = <-t.applied:
+			case <-time.After(reachEvery):
+			}
+		}
+		asked = time.Now()
+		if err := t.store.Ack(ctx, generation); err != nil && ctx.Err() == nil {
+			t.log.Warn("tokens can't be acknowledged", "err", err)
+		}
+	}
 }
 
 func (t *tokens) apply(ctx context.Context, _ []store.Key) error {
@@ -28,7 +74,12 @@ func (t *tokens) apply(ctx context.Context, _ []store.Key) error {
 	if err := t.table.Replace(generation, orders); err != nil {
 		t.log.Error("a challenge can't be answered", "err", err)
 	}
-	return t.store.Ack(ctx, generation)
+	select {
+	case <-t.applied:
+	default:
+	}
+	t.applied <- generation
+	return nil
 }
 
 // read returns the key authorizations by order and token.
