@@ -151,6 +151,9 @@ func (f *facts) trouble(s State, stored *Stored) string {
 		}
 		return f.attempt.Error
 	}
+	if f.served != nil {
+		return f.served.Error // it is served, but something else is wrong: not on disk, for one
+	}
 	return ""
 }
 

@@ -139,7 +139,7 @@ func next(c CertificateView, now time.Time) string {
 	switch {
 	case c.State == Unwanted:
 		return "-"
-	case c.Failures > 0 && c.Error != "" && c.State != Drift:
+	case c.Failures > 0 && c.Error != "" && (c.State == Failing || c.State == Missing || c.State == Expired):
 		return in("retry", c.NextAttempt)
 	case c.State == Missing:
 		return "issue now"

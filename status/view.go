@@ -89,7 +89,7 @@ type Stored struct {
 type Served struct {
 	Fingerprint string    `json:"fingerprint"`     // empty when it serves nothing
 	Since       time.Time `json:"since,omitzero"`  // when that was first seen
-	Error       string    `json:"error,omitempty"` // why it can't be what is stored, and what to do
+	Error       string    `json:"error,omitempty"` // what is wrong with it and what to do
 }
 
 // Nodes counts the nodes that serve what is stored, and those that should.

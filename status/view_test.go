@@ -97,6 +97,8 @@ func TestStates(t *testing.T) {
 			"renew in 24d", "down #not the one stored: HAProxy does not serve it; see the sidecar's log, or run `spoacme check`\n"},
 		{"not served, and why", func(in *Input) { in.Served["shop"] = Served{Error: "too big; set tune.bufsize 32768"} }, Drift,
 			"too big; set tune.bufsize 32768", "renew in 24d", "down #not the one stored: too big; set tune.bufsize 32768\n"},
+		{"served, but not on disk", func(in *Input) { in.Served["shop"] = Served{Fingerprint: ours, Error: "disk full; make room"} }, OK,
+			"disk full; make room", "renew in 24d", "ready up 60% #expires in 54d, serial 04e2a91b, 1/1 nodes\n"},
 		{"HAProxy away", func(in *Input) { in.HAProxy, in.Served = HAProxy{}, nil }, OK, "", "renew in 24d",
 			"ready up 60% #expires in 54d, serial 04e2a91b, 0/1 nodes\n"},
 		{"dropped", func(in *Input) { in.Wanted = nil }, Unwanted, "", "-", "up drain 60% #no longer wanted, expires in 54d\n"},
