@@ -17,6 +17,7 @@ var paces = map[class]pace{
 	classAccount:     {5 * time.Minute, time.Hour},
 	classRefused:     {3 * time.Hour, 24 * time.Hour},
 	classLimited:     {time.Hour, 24 * time.Hour},
+	classStore:       {time.Minute, time.Hour},
 }
 
 // wait is the pause after the n-th failure in a row, up to a tenth longer so that failures of many spread.

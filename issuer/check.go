@@ -60,8 +60,9 @@ func (f *flow) keep(ctx context.Context, cert *store.Certificate) error {
 		err := f.t.commit(ctx, p.unchanged(), ops)
 		if err == nil {
 			p.stored = cert
+			return nil
 		}
-		if !errors.Is(err, store.ErrRefused) {
+		if invalid := (*failure)(nil); errors.As(err, &invalid) || !errors.Is(err, store.ErrRefused) {
 			return err
 		}
 		if err := p.reread(ctx, f.t.store); err != nil {

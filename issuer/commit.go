@@ -37,10 +37,24 @@ func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store
 			break
 		}
 	}
-	if err != nil {
-		return &storeError{err}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrRefused) && t.ctx.Err() == nil && t.lease.Context().Err() == nil && t.met(ctx, pre):
+		return &failure{class: classStore, err: err} // it is what we want to write that is wrong
 	}
-	return nil
+	return &storeError{err}
+}
+
+// met reports whether conditions hold.
+func (t *term) met(ctx context.Context, pre []store.Precondition) bool {
+	for _, p := range pre {
+		e, err := t.store.Get(ctx, p.Key)
+		if err != nil && !errors.Is(err, store.ErrAbsent) || e.Revision != p.Revision {
+			return false
+		}
+	}
+	return true
 }
 
 // written reports whether the store is as ops leave it.

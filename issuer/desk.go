@@ -110,13 +110,26 @@ func (t *term) once(msg, text string) {
 	}
 }
 
-// write commits operations that need no condition and keeps the index in step.
+// write commits operations that need no condition and keeps the index in step. What the store refuses, such as
+// writing over a record that nobody can read, is reported and left out; the rest is written.
 func (t *term) write(ctx context.Context, ops []store.Op) error {
 	for _, ops := range chunks(ops) {
-		if err := t.commit(ctx, nil, ops); err != nil {
+		err := t.commit(ctx, nil, ops)
+		var refused *failure
+		switch {
+		case err == nil:
+			t.index.apply(ops)
+		case !errors.As(err, &refused):
 			return err
+		case len(ops) == 1:
+			t.once("a record can't be written", err.Error())
+		default:
+			for _, op := range ops {
+				if err := t.write(ctx, []store.Op{op}); err != nil {
+					return err
+				}
+			}
 		}
-		t.index.apply(ops)
 	}
 	return nil
 }
@@ -156,8 +169,13 @@ func (t *term) finish(ctx context.Context, e store.Entry, ops []store.Op, refuse
 	}
 	ops = append(ops, store.Put(&done))
 	err := t.commit(ctx, []store.Precondition{{Key: e.Key, Revision: e.Revision}}, ops)
-	if errors.Is(err, store.ErrRefused) && ctx.Err() == nil { // withdrawn or rewritten meanwhile
+	var changed *storeError
+	if errors.As(err, &changed) && errors.Is(err, store.ErrRefused) && ctx.Err() == nil { // withdrawn or rewritten meanwhile
 		return t.index.refresh(ctx, t.store, []store.Key{e.Key})
+	}
+	var invalid *failure
+	if errors.As(err, &invalid) && refused == nil {
+		return t.finish(ctx, e, nil, invalid, now)
 	}
 	if err != nil {
 		return err

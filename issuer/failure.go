@@ -20,10 +20,11 @@ const (
 	classRefused                  // the CA will not, whatever is tried: CAA, policy, a bad request
 	classAccount                  // the account: unknown, terms, external binding
 	classLimited                  // a rate limit
+	classStore                    // the store refuses what we want to write
 )
 
 func (c class) String() string {
-	return [...]string{"unavailable", "domain", "refused", "account", "limited"}[c]
+	return [...]string{"unavailable", "domain", "refused", "account", "limited", "store"}[c]
 }
 
 // failure is why an order ended without a certificate. Its text is stored and shown to users.

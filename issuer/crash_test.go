@@ -1,0 +1,125 @@
+package issuer
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/storetest"
+)
+
+var errKilled = errors.New("killed")
+
+// converged demands one certificate, issued once, stored, and nothing left over.
+func (b *bench) converged() {
+	b.t.Helper()
+	c := read[*store.Certificate](b, store.KindIssued, "shop")
+	if c == nil {
+		b.t.Error("not issued")
+		return
+	}
+	if n := b.ca.issued()["shop.example.com"]; n != 1 {
+		b.t.Errorf("%d certificates issued", n)
+	}
+	if len(b.ca.accounts) != 1 {
+		b.t.Errorf("%d accounts", len(b.ca.accounts))
+	}
+	b.clean()
+}
+
+// A process that dies when the n-th request is on its way to the CA, or on its way back, is followed by another one
+// that finishes the work.
+func TestKilledAtRequest(t *testing.T) {
+	for _, way := range []string{"there", "back"} {
+		for n, reached := 1, true; reached; n++ {
+			bubble(t, fmt.Sprint(way, n), func(t *testing.T, b *bench) {
+				reached = false
+				kill := func(r *request) {
+					if r.n == n {
+						reached = true
+						b.store.EndLease(errKilled)
+					}
+				}
+				if way == "back" {
+					b.ca.after = kill
+				} else {
+					b.ca.intercept = func(r *request) *http.Response {
+						kill(r)
+						return nil
+					}
+				}
+				b.demand("shop=shop.example.com,www.example.com")
+				b.start()
+				b.settle(time.Minute)
+				b.stop()
+				b.start()
+				b.settle(time.Minute)
+				b.converged()
+			})
+		}
+	}
+}
+
+// The same at the n-th commit: with nothing stored, and with all of it stored.
+func TestKilledAtCommit(t *testing.T) {
+	for _, outcome := range []storetest.Outcome{storetest.Stored, storetest.Lost} {
+		for n, reached := 2, true; reached; n++ {
+			bubble(t, fmt.Sprint(outcome, n), func(t *testing.T, b *bench) {
+				reached = false
+				b.store.OnCommit = func(i int, ops []store.Op) storetest.Fault {
+					if i != n {
+						return storetest.Fault{}
+					}
+					reached = true
+					if outcome == storetest.Lost {
+						b.store.EndLease(errKilled)
+						return storetest.Fault{Outcome: outcome}
+					}
+					go func() { // stored first
+						time.Sleep(time.Millisecond)
+						b.store.EndLease(errKilled)
+					}()
+					return storetest.Fault{Outcome: outcome, Stall: time.Second}
+				}
+				b.demand("shop=shop.example.com,www.example.com")
+				b.start()
+				b.settle(time.Minute)
+				b.stop()
+				b.start()
+				b.settle(time.Minute)
+				b.converged()
+			})
+		}
+	}
+}
+
+// Every commit may fail in every way without a second certificate.
+func TestFaultyCommits(t *testing.T) {
+	for _, outcome := range []storetest.Outcome{storetest.Refused, storetest.Stored, storetest.Lost} {
+		for n, reached := 2, true; reached; n++ {
+			bubble(t, fmt.Sprint(outcome, n), func(t *testing.T, b *bench) {
+				reached = false
+				b.store.OnCommit = func(i int, ops []store.Op) storetest.Fault {
+					if i != n {
+						return storetest.Fault{}
+					}
+					reached = true
+					return storetest.Fault{Outcome: outcome}
+				}
+				b.demand("shop=shop.example.com,www.example.com")
+				b.start()
+				b.settle(24 * time.Hour)
+				if b.count(store.KindIssued) != 1 {
+					t.Error("not issued")
+				}
+				if n := b.ca.issued()["shop.example.com"]; n != 1 {
+					t.Errorf("%d certificates issued", n)
+				}
+				b.clean()
+			})
+		}
+	}
+}

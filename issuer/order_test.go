@@ -1,0 +1,61 @@
+package issuer
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+func TestIssue(t *testing.T) {
+	bubble(t, "one", func(t *testing.T, b *bench) {
+		b.demand("shop=shop.example.com,www.example.com")
+		b.start()
+		b.settle(time.Second)
+		c := read[*store.Certificate](b, store.KindIssued, "shop")
+		if c == nil {
+			t.Fatal("not issued")
+		}
+		bundle, err := c.Bundle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bundle.Serial != "1001" || c.CA != b.ca.directory() || c.ARIID == "" || c.Generation != 1 {
+			t.Errorf("issued %+v", c)
+		}
+		left := c.NotAfter.Sub(c.RenewAt)
+		if third := c.NotAfter.Sub(c.NotBefore) / 3; left < third || left > third*11/10 {
+			t.Errorf("to be renewed with %s left", left)
+		}
+		b.clean()
+		if len(b.ca.orders) != 1 || len(b.ca.accounts) != 1 {
+			t.Errorf("%d orders, %d accounts", len(b.ca.orders), len(b.ca.accounts))
+		}
+	})
+	bubble(t, "two hundred", func(t *testing.T, b *bench) {
+		var certs []string
+		for i := range 200 {
+			certs = append(certs, fmt.Sprintf("c%d=c%d.example.com", i, i))
+		}
+		b.demand(certs...)
+		b.start()
+		b.settle(10 * time.Second)
+		if n := b.count(store.KindIssued); n != 200 {
+			t.Errorf("%d issued", n)
+		}
+		if b.ca.most > 50 || b.ca.most < 40 || len(b.ca.accounts) != 1 {
+			t.Errorf("%d orders at once, %d accounts", b.ca.most, len(b.ca.accounts))
+		}
+		b.clean()
+	})
+	bubble(t, "bad nonces", func(t *testing.T, b *bench) {
+		b.ca.nonce = true
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Minute)
+		if b.count(store.KindIssued) != 1 {
+			t.Error("not issued")
+		}
+	})
+}
