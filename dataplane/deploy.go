@@ -97,9 +97,9 @@ func (h *HAProxy) settle(ctx context.Context) (Place, error) {
 	return p, nil
 }
 
-// apply brings certificates onto disk and into HAProxy. First all PEM files, then all swaps, then the crt-list on
-// disk, then the running crt-list: so whatever HAProxy reads at any moment is there, and is only what HAProxy itself
-// found good. Its error is why HAProxy could not be asked.
+// apply brings certificates onto disk and into HAProxy. First all PEM files, then all swaps, then the running
+// crt-list, then the crt-list on disk: so whatever a line names is there, and is what HAProxy itself found good. Its
+// error is why HAProxy could not be asked.
 func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 	for _, j := range jobs {
 		j.file = p.file(j.name)
@@ -114,10 +114,10 @@ func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 	if down == nil {
 		h.swapAll(ctx, jobs)
 	}
-	h.listOnDisk(ctx, p, jobs, down)
 	if down == nil {
 		h.listInHAProxy(ctx, p, jobs)
 	}
+	h.listOnDisk(ctx, p, jobs, down)
 	if ctx.Err() != nil {
 		return down
 	}
@@ -317,6 +317,10 @@ func (h *HAProxy) listInHAProxy(ctx context.Context, p Place, jobs []*job) {
 		_, err := h.wire.do(ctx, commitTimeout, "", func(c *runtime.SingleRuntime) error {
 			return c.AddCrtListEntry(quoted(p.CrtList), models.SslCrtListEntry{File: quoted(j.file)})
 		})
+		if has(err, "Failed!") {
+			j.err = h.takeBack(ctx, j, fmt.Errorf("add to crt-list %s: %w: %w", p.CrtList, errContent, err))
+			continue
+		}
 		if err != nil && !has(err, "already exists") {
 			j.err = fmt.Errorf("add to crt-list %s: %w", p.CrtList, err)
 			continue

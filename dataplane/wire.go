@@ -78,8 +78,8 @@ func (w *wire) close() error {
 	return err
 }
 
-// do runs fn, which gives client-native one command, and returns HAProxy's whole answer. The error is
-// the exchange's, else *refusal when HAProxy answered with an error, else fn's own.
+// do runs fn, which gives client-native one command, and returns HAProxy's whole answer. The error is the
+// exchange's, else *refusal when HAProxy answered with an error or with what client-native does not accept.
 func (w *wire) do(ctx context.Context, timeout time.Duration, until string, fn func(*runtime.SingleRuntime) error) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -101,7 +101,10 @@ func (w *wire) do(ctx context.Context, timeout time.Duration, until string, fn f
 	case len(x.answer) == 0 && err != nil:
 		return nil, scrub(err)
 	}
-	return x.answer, refused(x.answer)
+	if r := refused(x.answer); r != nil || err == nil {
+		return x.answer, r
+	}
+	return x.answer, &refusal{line(string(x.answer))}
 }
 
 // accept serves client-native. It tries a command twice when a connection breaks; the second one meets
