@@ -1,0 +1,235 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/spoacme/spoacme/store/seal"
+)
+
+// ackTable is the live nodes.
+type ackTable struct {
+	nodes map[string]ackRecord
+	index uint64
+}
+
+func (s *Store) parseAcks(pairs api.KVPairs, index uint64) ackTable {
+	t := ackTable{nodes: map[string]ackRecord{}, index: index}
+	for _, p := range pairs {
+		name, ok := nameBelow(s.keys.acks(), p.Key)
+		var r ackRecord
+		// What has no session was put there by hand, and nobody would take it away.
+		if ok && p.Session != "" && json.Unmarshal(p.Value, &r) == nil {
+			t.nodes[name] = r
+		}
+	}
+	return t
+}
+
+func (s *Store) listAcks(ctx context.Context) (ackTable, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pairs, index, err := s.c.list(ctx, s.keys.acks(), 0)
+	if err != nil {
+		return ackTable{}, err
+	}
+	return s.parseAcks(pairs, index), nil
+}
+
+func (s *Store) watchAcks(ctx context.Context, publish func(ackTable)) {
+	var last uint64
+	read := func(ctx context.Context, index uint64) (ackTable, uint64, error) {
+		pairs, index, err := s.c.list(ctx, s.keys.acks(), index)
+		return s.parseAcks(pairs, index), index, err
+	}
+	watch(ctx, s.c, "the nodes' acks", read, func(t ackTable) bool {
+		news := t.index != last
+		last = t.index
+		publish(t)
+		return news
+	})
+}
+
+// suspects are nodes that missed a barrier's deadline, with the generation that they owe.
+type suspects struct {
+	mu    sync.Mutex
+	owing map[string]uint64
+}
+
+// settle forgets the suspects that have caught up or are gone and returns the others.
+func (s *suspects) settle(nodes map[string]ackRecord, epoch string) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := map[string]bool{}
+	for node, owed := range s.owing {
+		r, live := nodes[node]
+		if !live || r.Epoch == epoch && r.Generation >= owed {
+			delete(s.owing, node)
+		} else {
+			left[node] = true
+		}
+	}
+	return left
+}
+
+func (s *suspects) add(nodes []string, generation uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owing == nil {
+		s.owing = map[string]uint64{}
+	}
+	for _, n := range nodes {
+		s.owing[n] = max(s.owing[n], generation)
+	}
+}
+
+// Barrier implements store.Store. The nodes that count are those with an ack when it is called, and this one. A node
+// that missed the deadline of an earlier barrier is named but not waited for until it has caught up.
+func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []string, err error) {
+	epoch, now, err := s.whoIsLive(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("barrier: it is not known which nodes are live: %w", err)
+	}
+	waiting := map[string]bool{}
+	for node := range now.nodes {
+		waiting[node] = true
+	}
+	if s.member.counts() {
+		waiting[s.cfg.Node] = true
+	}
+	suspect := s.late.settle(now.nodes, epoch)
+	acks, leave := s.acks.join()
+	defer leave()
+	first := now.index
+	for version := uint64(0); ; {
+		if now.index >= first {
+			settled(waiting, now.nodes, epoch, generation, s.cfg.Node)
+		}
+		if owed := without(waiting, suspect); len(owed) == 0 {
+			return names(waiting), nil
+		}
+		var ok bool
+		if now, version, ok = acks.next(ctx, version); !ok {
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				s.late.add(names(waiting), generation)
+			}
+			return names(waiting), nil
+		}
+	}
+}
+
+// whoIsLive reads the acks and the epoch, again until it can.
+func (s *Store) whoIsLive(ctx context.Context) (epoch string, now ackTable, err error) {
+	tries := newBackoff()
+	for {
+		now, err = s.listing.get(ctx)
+		if epoch = s.epoch(); err == nil && epoch == "" {
+			var p *api.KVPair
+			var f feedState
+			if p, _, err = s.c.get(ctx, s.keys.feed(), 0); err == nil {
+				f, err = parseFeed(p)
+				epoch = f.Epoch
+			}
+		}
+		if err == nil || ctx.Err() != nil {
+			return epoch, now, err
+		}
+		sleep(ctx, tries.NextBackOff())
+	}
+}
+
+// counts reports whether a barrier waits for this process even before it has registered.
+func (m *member) counts() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.running
+}
+
+// settled takes the nodes out that have acked, and those that are gone, but never ourselves.
+func settled(waiting map[string]bool, nodes map[string]ackRecord, epoch string, generation uint64, self string) {
+	for node := range waiting {
+		r, live := nodes[node]
+		if live && r.Epoch == epoch && r.Generation >= generation || !live && node != self {
+			delete(waiting, node)
+		}
+	}
+}
+
+func without(all, some map[string]bool) []string {
+	var rest []string
+	for n := range all {
+		if !some[n] {
+			rest = append(rest, n)
+		}
+	}
+	return rest
+}
+
+func names(set map[string]bool) []string { return slices.Sorted(maps.Keys(set)) }
+
+// agreeOnCAs says whether meta's list of CAs must be written, and refuses to lead a fleet whose live nodes order from
+// others.
+func (s *Store) agreeOnCAs(ctx context.Context, m *metaRecord) (write bool, err error) {
+	if len(s.cfg.CAs) == 0 || casDigest(m.CAs) == casDigest(s.cfg.CAs) {
+		return false, nil
+	}
+	if len(m.CAs) > 0 {
+		now, err := s.listAcks(ctx)
+		if err != nil {
+			return false, err
+		}
+		for node, r := range now.nodes {
+			if node != s.cfg.Node && r.Role != RoleEdge && r.CAs == casDigest(m.CAs) {
+				return false, fmt.Errorf("this node does not lead: it would order from %v, but the fleet (node %s) orders from %v: "+
+					"give all nodes the same SPOACME_CA, or this one another prefix in SPOACME_STORE", s.cfg.CAs, node, m.CAs)
+			}
+		}
+		s.log.Info("the fleet orders from other CAs from now on", "before", m.CAs, "now", s.cfg.CAs)
+	}
+	m.CAs = s.cfg.CAs
+	return true, nil
+}
+
+// countKeys keeps up to date which of our sealing keys every live node has: the leader seals only with those.
+func (s *Store) countKeys(l *leaseTerm) {
+	if s.cfg.Keys == nil {
+		return
+	}
+	acks, leave := s.acks.join()
+	defer leave()
+	for version := uint64(0); ; {
+		t, v, ok := acks.next(l.ctx, version)
+		if !ok {
+			return
+		}
+		version = v
+		s.setHeld(t.nodes)
+	}
+}
+
+// setHeld notes which of our keys all live nodes have that have keys of the same keyset: an edge has none of the
+// issuer's.
+func (s *Store) setHeld(nodes map[string]ackRecord) {
+	held := map[string]bool{}
+	for _, id := range s.cfg.Keys.IDs() {
+		held[id] = true
+		for _, r := range nodes {
+			if r.Role == RoleEdge && seal.IssuerKey(id) {
+				continue
+			}
+			if !slices.Contains(r.Keys, id) {
+				held[id] = false
+			}
+		}
+	}
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	s.seen.held = held
+}

@@ -1,0 +1,204 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// ttl of every session. Consul may let one live twice as long.
+const ttl = 10 * time.Second
+
+// leaseTerm is one term as the leader: the lock, the session that holds it, and the writer. It implements store.Lease.
+type leaseTerm struct {
+	s       *Store
+	session string
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	writer  *writer
+	epoch   string
+	own     recent
+	written chan struct{} // closed when the writer has ended
+	done    chan struct{} // closed when everything has ended
+
+	mu      sync.Mutex
+	renewed time.Time // start of the last good renewal, by both clocks
+}
+
+// leaderRecord is the value of leader, for people to read.
+type leaderRecord struct {
+	Node  string    `json:"node"`
+	Since time.Time `json:"since"`
+}
+
+// Lead implements store.Store.
+func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
+	if s.cfg.Role == RoleEdge {
+		return nil, fmt.Errorf("lead: %s is an edge, which never leads: set SPOACME_ROLE=node if it should", s.cfg.Node)
+	}
+	tries := newBackoff()
+	for {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("lead: %w", ctx.Err())
+		}
+		s.waitFree(ctx)
+		l, err := s.tryLead(ctx)
+		if l != nil {
+			s.log.Info("this node leads the fleet", "node", s.cfg.Node)
+			return l, nil
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("can't lead, trying again", "err", err)
+			sleep(ctx, tries.NextBackOff())
+		}
+	}
+}
+
+// waitFree returns when nobody holds the lock, or ctx ended.
+func (s *Store) waitFree(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.watchLeader(ctx, func(p *api.KVPair) {
+		if p == nil || p.Session == "" {
+			cancel()
+		}
+	})
+	// Not all candidates at the same moment.
+	sleep(ctx, rand.N(20*time.Millisecond))
+}
+
+func (s *Store) watchLeader(ctx context.Context, got func(*api.KVPair)) {
+	read := func(ctx context.Context, index uint64) (*api.KVPair, uint64, error) {
+		return s.c.get(ctx, s.keys.leader(), index)
+	}
+	watch(ctx, s.c, "the leader's lock", read, func(p *api.KVPair) bool {
+		got(p)
+		return p != nil
+	})
+}
+
+// tryLead returns nil and no error when someone else was faster.
+func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
+	start := time.Now()
+	session, err := s.c.session(ctx, "spoacme leader "+s.cfg.Node, api.SessionBehaviorRelease)
+	if err != nil {
+		return nil, err
+	}
+	value, _ := json.Marshal(leaderRecord{s.cfg.Node, start.UTC().Round(time.Second)}) //nolint:errcheck // plain fields
+	ok, err := s.c.acquire(ctx, s.keys.leader(), value, session)
+	if !ok || err != nil {
+		s.giveBack(ctx, session)
+		return nil, err
+	}
+	l := &leaseTerm{
+		s: s, session: session, renewed: start, epoch: randomID(4),
+		written: make(chan struct{}), done: make(chan struct{}),
+	}
+	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	l.writer = &writer{l: l, queue: make(chan *commit)}
+	if err := l.begin(ctx); err != nil {
+		l.cancel(err)
+		s.giveBack(ctx, session)
+		return nil, err
+	}
+	s.metrics.leading.Set(1)
+	go l.run()
+	return l, nil
+}
+
+func (s *Store) giveBack(ctx context.Context, session string) {
+	if err := s.c.destroy(ctx, session); err != nil {
+		s.log.Warn("a session was not ended; it expires by itself", "err", err)
+	}
+}
+
+// run returns when the term and all its goroutines have ended and the session is given back.
+func (l *leaseTerm) run() {
+	defer close(l.done)
+	var wg sync.WaitGroup
+	wg.Go(l.writer.run)
+	wg.Go(l.renew)
+	wg.Go(l.watchClocks)
+	wg.Go(func() { l.s.watchLeader(l.ctx, l.sawLeader) })
+	wg.Go(func() { l.s.lookAfter(l) })
+	wg.Wait()
+	l.s.metrics.leading.Set(0)
+	l.s.giveBack(l.ctx, l.session)
+	l.s.log.Info("this node no longer leads the fleet", "node", l.s.cfg.Node, "err", context.Cause(l.ctx))
+}
+
+// Context implements store.Lease.
+func (l *leaseTerm) Context() context.Context { return l.ctx }
+
+// Release implements store.Lease. It returns when the lock is free, or can't be freed now and expires.
+func (l *leaseTerm) Release() {
+	l.end(errors.New("released"))
+	<-l.done
+}
+
+func (l *leaseTerm) end(cause error) { l.cancel(fmt.Errorf("%w: %w", store.ErrLeaseEnded, cause)) }
+
+// holds returns why the lease is over, nil while it is not.
+func (l *leaseTerm) holds() error {
+	l.mu.Lock()
+	renewed := l.renewed
+	l.mu.Unlock()
+	now := time.Now()
+	// The monotonic clock stops while the machine is suspended, the wall clock may be set: the first one counts.
+	if now.Sub(renewed) >= ttl || now.Round(0).Sub(renewed.Round(0)) >= ttl {
+		l.end(fmt.Errorf("not renewed for %v", ttl))
+	}
+	return context.Cause(l.ctx)
+}
+
+// watchClocks ends the lease at its time, also after the machine or the process was stopped.
+func (l *leaseTerm) watchClocks() {
+	for l.holds() == nil {
+		sleep(l.ctx, 100*time.Millisecond)
+	}
+}
+
+// renew keeps the session alive. That alone proves nothing, see sawLeader.
+func (l *leaseTerm) renew() {
+	tries := newBackoff()
+	for sleep(l.ctx, ttl/3) {
+		for l.ctx.Err() == nil {
+			start := time.Now()
+			alive, err := l.s.c.renew(l.ctx, l.session)
+			if err != nil {
+				l.s.log.Debug("lease not renewed, trying again", "err", err)
+				sleep(l.ctx, min(tries.NextBackOff(), time.Second))
+				continue
+			}
+			if !alive {
+				l.end(errors.New("Consul ended the session"))
+				return
+			}
+			tries.Reset()
+			l.mu.Lock()
+			l.renewed = start
+			l.mu.Unlock()
+			break
+		}
+	}
+}
+
+// sawLeader looks at the lock: a session may live on although the lock is gone.
+func (l *leaseTerm) sawLeader(p *api.KVPair) {
+	switch {
+	case p == nil:
+		l.end(errors.New("the lock was deleted"))
+	case p.Session == "":
+		l.end(errors.New("the lock was released"))
+	case p.Session != l.session:
+		l.end(errors.New("another node holds the lock"))
+	}
+}

@@ -1,0 +1,381 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// ackPace is the least time between two writes of a node's ack.
+const ackPace = 50 * time.Millisecond
+
+// ErrDuplicate means that another sidecar has this node's name.
+var ErrDuplicate = errors.New("another sidecar has the same node name")
+
+// ackRecord is what a node says of itself, at most 200 bytes without its keys. It is bound to the node's session: there is one
+// for each live node.
+type ackRecord struct {
+	Instance   string   `json:"i"`
+	Boot       string   `json:"b"`
+	Role       Role     `json:"r"`
+	Epoch      string   `json:"e,omitempty"`
+	Generation uint64   `json:"g"`           // the highest in its token table
+	Seq        uint64   `json:"s"`           // of the feed
+	Keys       []string `json:"k,omitempty"` // ids of its sealing keys
+	CAs        string   `json:"c,omitempty"` // digest of the CAs that it would order from
+}
+
+// member is this process as a live node of the fleet.
+type member struct {
+	s    *Store
+	wake chan struct{}
+
+	mu         sync.Mutex
+	running    bool
+	acked      bool   // Ack was called: the first full read is done
+	acks       uint64 // highest generation that was acked
+	follows    int    // how many Follows watch the challenges
+	read       string // epoch in which the last read of the challenges began
+	highest    uint64 // generation in reads of that epoch
+	table      string // epoch that the token table has reached
+	progress   time.Time
+	registered bool // once at least
+	said       ackRecord
+	changed    chan struct{} // closed when said changes
+	epochs     map[*epochUser]bool
+}
+
+type epochUser struct {
+	began string
+	call  func()
+}
+
+func (m *member) init(s *Store) {
+	m.s = s
+	m.wake = make(chan struct{}, 1)
+	m.changed = make(chan struct{})
+	m.epochs = map[*epochUser]bool{}
+}
+
+// onEpoch calls f once the epoch is not began any more.
+func (m *member) onEpoch(began string, f func()) (stop func()) {
+	u := &epochUser{began, f}
+	m.mu.Lock()
+	m.epochs[u] = true
+	m.mu.Unlock()
+	m.poke()
+	return func() {
+		m.mu.Lock()
+		delete(m.epochs, u)
+		m.mu.Unlock()
+	}
+}
+
+// poke is called when anything may have changed that the ack depends on.
+func (m *member) poke() {
+	epoch := m.s.epoch()
+	m.mu.Lock()
+	for u := range m.epochs {
+		if u.began != epoch {
+			delete(m.epochs, u)
+			u.call()
+		}
+	}
+	m.mu.Unlock()
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// followTable says that from now on the token table is only as new as tableIs says.
+func (m *member) followTable() (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.follows++
+	m.progress = time.Now()
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.follows--
+	}
+}
+
+// tableRead notes the highest generation of a read. In a new epoch numbers may come again.
+func (m *member) tableRead(epoch string, highest uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if epoch != m.read {
+		m.read, m.highest = epoch, 0
+	}
+	m.highest = max(m.highest, highest)
+}
+
+// tableIs says that everything that was read in epoch has been handled.
+func (m *member) tableIs(epoch string) {
+	m.mu.Lock()
+	m.table = epoch
+	m.progress = time.Now()
+	m.mu.Unlock()
+	m.poke()
+}
+
+// stuck reports whether the token table has not been looked after for too long.
+func (m *member) stuck() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.follows > 0 && time.Since(m.progress) > 2*(waitTime+waitTime/16)
+}
+
+// wanted returns what the ack should say.
+func (m *member) wanted() (r ackRecord, acked bool) {
+	s := m.s
+	s.seen.mu.Lock()
+	epoch, seq := s.seen.epoch, s.seen.seq
+	s.seen.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r = ackRecord{
+		Instance: s.instance, Boot: s.boot, Role: s.cfg.Role,
+		Epoch: epoch, Generation: m.acks, Seq: seq, CAs: casDigest(s.cfg.CAs),
+	}
+	if s.cfg.Keys != nil {
+		r.Keys = s.cfg.Keys.IDs()
+	}
+	if m.follows > 0 {
+		r.Epoch, r.Generation = m.table, min(m.acks, m.highest)
+	}
+	return r, m.acked
+}
+
+// Ack implements store.Store. It returns when the fleet can see it; when Consul is out of reach that is an error, and
+// Run goes on trying.
+func (s *Store) Ack(ctx context.Context, generation uint64) error {
+	if s.cfg.Role == RoleIssuer {
+		return nil
+	}
+	m := &s.member
+	m.mu.Lock()
+	m.acked = true
+	m.acks = max(m.acks, generation)
+	m.mu.Unlock()
+	m.poke()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for {
+		wanted, _ := m.wanted()
+		m.mu.Lock()
+		said, changed := m.said, m.changed
+		m.mu.Unlock()
+		if same(said, wanted) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("ack generation %d: not published yet: %w", generation, ctx.Err())
+		}
+	}
+}
+
+// same reports whether two acks say the same to a barrier. The rest may be a little behind.
+func same(a, b ackRecord) bool {
+	a.Seq, b.Seq = 0, 0
+	return reflect.DeepEqual(a, b)
+}
+
+// Run keeps this node in the fleet: its session, its ack and its service, until ctx ends. It fails with ErrDuplicate when
+// another sidecar has the same name.
+func (s *Store) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	_, leave := s.feed.join() // keeps the epoch known
+	defer leave()
+	wg.Go(func() { s.registerService(ctx) })
+	if s.cfg.Role == RoleIssuer {
+		<-ctx.Done()
+		return nil
+	}
+	m := &s.member
+	m.setRunning(true)
+	defer m.setRunning(false)
+	tries := newBackoff()
+	patience := time.Now().Add(3 * ttl)
+	for ctx.Err() == nil {
+		start := time.Now()
+		err := m.live(ctx)
+		if errors.Is(err, ErrDuplicate) && time.Now().After(patience) {
+			return fmt.Errorf("node %s: %w: give each its own SPOACME_NODE", s.cfg.Node, ErrDuplicate)
+		}
+		if !errors.Is(err, ErrDuplicate) {
+			patience = time.Now().Add(3 * ttl)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("this node is not in the fleet, trying again", "node", s.cfg.Node, "err", err)
+			if time.Since(start) > ttl {
+				tries.Reset()
+			}
+			sleep(ctx, tries.NextBackOff())
+		}
+	}
+	return nil
+}
+
+func (m *member) setRunning(on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running = on
+}
+
+// live is one session of the node.
+func (m *member) live(ctx context.Context) error {
+	if err := m.retire(ctx); err != nil {
+		return err
+	}
+	for {
+		if _, acked := m.wanted(); acked && !m.stuck() {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.wake:
+		}
+	}
+	renewed := time.Now()
+	session, err := m.s.c.session(ctx, "spoacme node "+m.s.cfg.Node, api.SessionBehaviorDelete)
+	if err != nil {
+		return err
+	}
+	defer m.end(ctx, session)
+	tick := time.NewTicker(ttl / 3)
+	defer tick.Stop()
+	if err := m.say(ctx, session, true); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.wake:
+			err = m.say(ctx, session, false)
+		case <-tick.C:
+			if err = m.stay(ctx, session, &renewed); err == nil {
+				err = m.say(ctx, session, true)
+			}
+		}
+		if err != nil && (errors.Is(err, errGone) || time.Since(renewed) > ttl) {
+			return err
+		}
+	}
+}
+
+var errGone = errors.New("the session of this node is gone")
+
+// stay renews the session.
+func (m *member) stay(ctx context.Context, session string, renewed *time.Time) error {
+	if m.stuck() {
+		return fmt.Errorf("%w: given up, the token table is not being kept up to date", errGone)
+	}
+	start := time.Now()
+	alive, err := m.s.c.renew(ctx, session)
+	if err != nil {
+		return err
+	}
+	if !alive {
+		return errGone
+	}
+	*renewed = start
+	return nil
+}
+
+// say writes the ack if it is news, or if all of it counts.
+func (m *member) say(ctx context.Context, session string, all bool) error {
+	r, _ := m.wanted()
+	m.mu.Lock()
+	said := m.said
+	m.mu.Unlock()
+	if same(said, r) && (!all || said.Seq == r.Seq) {
+		return nil
+	}
+	value, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	ok, err := m.s.c.acquire(ctx, m.s.keys.ack(m.s.cfg.Node), value, session)
+	if err != nil {
+		m.poke() // again
+		sleep(ctx, ackPace)
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%w, or another sidecar has this node's name", errGone)
+	}
+	m.mu.Lock()
+	m.registered = true
+	m.mu.Unlock()
+	m.setSaid(r)
+	sleep(ctx, ackPace-time.Since(start))
+	return nil
+}
+
+func (m *member) setSaid(r ackRecord) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.said = r
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// end takes the node out of the fleet.
+func (m *member) end(ctx context.Context, session string) {
+	m.setSaid(ackRecord{})
+	if err := m.s.c.destroy(ctx, session); err != nil {
+		m.s.log.Warn("the node's session was not ended; it expires by itself", "node", m.s.cfg.Node, "err", err)
+	}
+}
+
+// retire ends the session of this installation's last process, which else would keep the name for 20 s and answer for
+// a token table that is gone. Another installation's is not touched.
+func (m *member) retire(ctx context.Context) error {
+	pair, _, err := m.s.c.get(ctx, m.s.keys.ack(m.s.cfg.Node), 0)
+	if err != nil || pair == nil || pair.Session == "" {
+		return err
+	}
+	var r ackRecord
+	if json.Unmarshal(pair.Value, &r) != nil || r.Instance != m.s.instance {
+		return fmt.Errorf("%w (instance %.16q)", ErrDuplicate, r.Instance)
+	}
+	if m.cloned(r) {
+		return fmt.Errorf("%w and a copy of this one's state directory", ErrDuplicate)
+	}
+	return m.s.c.destroy(ctx, pair.Session)
+}
+
+// cloned reports whether another process took the name from this one with the same instance id: not our predecessor,
+// but the sidecar of a copied machine.
+func (m *member) cloned(r ackRecord) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.registered && r.Boot != m.s.boot
+}
+
+// casDigest tells apart what two processes would order from.
+func casDigest(cas []string) string {
+	if len(cas) == 0 {
+		return ""
+	}
+	sorted := slices.Sorted(slices.Values(cas))
+	return tag([]byte(strings.Join(sorted, "\n")))
+}

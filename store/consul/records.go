@@ -1,0 +1,194 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key store.Key) (store.Entry, error) {
+	if err := validKey(key); err != nil {
+		return store.Entry{}, fmt.Errorf("get %s: %w: %w", key, store.ErrAbsent, err)
+	}
+	pair, index, err := s.c.get(ctx, s.keys.record(key), 0)
+	if err == nil && index < s.floor(key) {
+		// The feed told of a newer one than this server knows.
+		pair, _, err = s.c.getConsistent(ctx, s.keys.record(key))
+	}
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("get %s: %w", key, err)
+	}
+	if pair == nil {
+		return store.Entry{}, fmt.Errorf("get %s: %w", key, store.ErrAbsent)
+	}
+	sealer, err := s.opener(ctx)
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("get %s: %w", key, err)
+	}
+	return entry(key, pair, sealer)
+}
+
+func validKey(k store.Key) error {
+	if !slices.Contains(store.Kinds(), k.Kind) {
+		return fmt.Errorf("unknown kind %q", k.Kind)
+	}
+	return store.ValidName(k.Name)
+}
+
+func entry(key store.Key, p *api.KVPair, sealer store.Sealer) (e store.Entry, err error) {
+	e = store.Entry{Key: key, Revision: revision(p)}
+	e.Record, err = store.Decode(key, p.Value, sealer)
+	return e, err
+}
+
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, kind store.Kind) (store.Listing, error) {
+	if !slices.Contains(store.Kinds(), kind) {
+		return store.Listing{}, fmt.Errorf("list %s: unknown kind", kind)
+	}
+	dir := s.keys.dir(string(kind))
+	pairs, _, err := s.c.list(ctx, dir, 0)
+	if err != nil {
+		return store.Listing{}, fmt.Errorf("list %s: %w", kind, err)
+	}
+	sealer, err := s.opener(ctx)
+	if err != nil {
+		return store.Listing{}, fmt.Errorf("list %s: %w", kind, err)
+	}
+	var list store.Listing
+	for _, p := range pairs { // in the order of their names
+		key := store.Key{Kind: kind, Name: strings.TrimPrefix(p.Key, dir)}
+		if err := validKey(key); err != nil {
+			list.Unreadable = append(list.Unreadable, fmt.Errorf("%w %s: %w", store.ErrUnreadable, key, err))
+		} else if e, err := entry(key, p, sealer); err != nil {
+			list.Unreadable = append(list.Unreadable, err)
+		} else {
+			list.Entries = append(list.Entries, e)
+		}
+	}
+	return list, nil
+}
+
+// metaRecord is the value of meta.
+type metaRecord struct {
+	Version    int       `json:"v"`
+	Fleet      string    `json:"fleet"`
+	Datacenter string    `json:"datacenter,omitempty"`
+	CAs        []string  `json:"cas,omitempty"`
+	Created    time.Time `json:"created"`
+}
+
+// readMeta returns nil when there is no meta record or one that can't be read.
+func (s *Store) readMeta(ctx context.Context) (*metaRecord, error) {
+	pair, _, err := s.c.get(ctx, s.keys.meta(), 0)
+	if err != nil || pair == nil {
+		return nil, err
+	}
+	m := new(metaRecord)
+	if json.Unmarshal(pair.Value, m) != nil || m.Fleet == "" {
+		s.log.Error("record ignored: it is not readable", "key", s.keys.meta())
+		return nil, nil
+	}
+	return m, nil
+}
+
+// fleet returns the id that sealed records are bound to; "" when no leader has made one yet.
+func (s *Store) fleet(ctx context.Context) (string, error) {
+	s.seen.mu.Lock()
+	id := s.seen.fleet
+	s.seen.mu.Unlock()
+	if id != "" {
+		return id, nil
+	}
+	meta, err := s.readMeta(ctx)
+	if err != nil {
+		return "", err
+	}
+	if meta == nil {
+		return s.keptFleet(), nil
+	}
+	s.setFleet(meta.Fleet)
+	return meta.Fleet, nil
+}
+
+func (s *Store) setFleet(id string) {
+	if s.keptFleet() != id {
+		if err := keep(s.cfg.StateDir, "fleet", id); err != nil {
+			s.log.Warn("the fleet's id is not kept on disk", "err", err)
+		}
+	}
+	s.seen.mu.Lock()
+	s.seen.fleet = id
+	s.seen.mu.Unlock()
+}
+
+// keptFleet is the id that this installation knew last: with it a fleet whose keys were deleted stays the same.
+func (s *Store) keptFleet() string {
+	if s.cfg.StateDir == "" {
+		return ""
+	}
+	b, err := os.ReadFile(filepath.Join(s.cfg.StateDir, "fleet"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// opener is the sealer for reading.
+func (s *Store) opener(ctx context.Context) (store.Sealer, error) {
+	if s.cfg.Keys == nil {
+		if s.cfg.Plain {
+			return store.Plain{}, nil
+		}
+		return noKeys{}, nil
+	}
+	fleet, err := s.fleet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	opener := s.cfg.Keys.Sealer(fleet, s.usable)
+	if s.cfg.Plain {
+		return plainSealer{opener}, nil
+	}
+	return opener, nil
+}
+
+// usable tells whether a key may seal: every live node has it, as far as is known.
+func (s *Store) usable(id string) bool {
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	return s.seen.held == nil || s.seen.held[id]
+}
+
+// noKeys is the sealer of a process that has no keys: it may lack those of the issuer, or all.
+type noKeys struct{}
+
+var errNoKeys = errors.New("there is no sealing key here: make one with 'spoacme keygen' or copy the fleet's")
+
+func (noKeys) Seal(store.Kind, string, []byte) (string, error) { return "", errNoKeys }
+func (noKeys) Open(store.Kind, string, string) ([]byte, error) { return nil, errNoKeys }
+
+// plainSealer writes plain and still reads what was sealed before the fleet was set to plain.
+type plainSealer struct{ sealed store.Sealer }
+
+func (plainSealer) Seal(_ store.Kind, _ string, plain []byte) (string, error) {
+	return string(plain), nil
+}
+
+func (p plainSealer) Open(kind store.Kind, name string, text string) ([]byte, error) {
+	if strings.HasPrefix(text, "-----BEGIN ") {
+		return []byte(text), nil
+	}
+	return p.sealed.Open(kind, name, text)
+}

@@ -1,0 +1,191 @@
+package consul
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// newBackoff is how fast anything is tried again: from 50 ms to 10 s, with jitter.
+func newBackoff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 50 * time.Millisecond
+	b.MaxInterval = 10 * time.Second
+	return b
+}
+
+// watch reads something again and again, each time as soon as it is newer than index, and hands it to got, until ctx
+// ends. got reports whether there was news in it. Errors are logged once per streak.
+func watch[T any](ctx context.Context, c *client, what string,
+	read func(ctx context.Context, index uint64) (T, uint64, error), got func(T) (news bool),
+) {
+	var index uint64
+	failures := newBackoff()
+	failing := false
+	idle := 0
+	for ctx.Err() == nil {
+		value, next, err := read(ctx, index)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			if !failing {
+				c.log.Warn("can't watch "+what+" in Consul, trying again", "err", err)
+			}
+			failing = true
+			c.metrics.watchErrors.Inc()
+			sleep(ctx, failures.NextBackOff())
+			continue
+		}
+		if failing {
+			c.log.Info("watching " + what + " in Consul again")
+		}
+		failing = false
+		failures.Reset()
+		if next < index {
+			next = 0 // a restore or a reaped tombstone: read again without waiting
+		}
+		asked := index
+		index = next
+		if got(value) || asked == 0 || next == asked {
+			idle = 0
+			continue
+		}
+		// Woken for nothing, as by every write while the thing is absent.
+		idle++
+		sleep(ctx, min(time.Duration(idle)*20*time.Millisecond, time.Second))
+	}
+}
+
+// shared runs one watch for as long as somebody has joined.
+type shared[T any] struct {
+	run func(ctx context.Context, publish func(T))
+
+	mu  sync.Mutex
+	now *running[T]
+}
+
+// running is a watch of which the users wait for versions.
+type running[T any] struct {
+	users  int // guarded by shared.mu
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu      sync.Mutex
+	value   T
+	version uint64
+	changed chan struct{} // closed at the next version
+}
+
+// join starts the watch, or takes part in it. leave must be called.
+func (s *shared[T]) join() (r *running[T], leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		r := &running[T]{cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
+		s.now = r
+		go func() {
+			defer close(r.done)
+			s.run(ctx, r.publish)
+		}()
+	}
+	r = s.now
+	r.users++
+	return r, sync.OnceFunc(func() { s.leave(r) })
+}
+
+func (s *shared[T]) leave(r *running[T]) {
+	s.mu.Lock()
+	r.users--
+	last := r.users == 0
+	if last {
+		s.now = nil
+	}
+	s.mu.Unlock()
+	if last {
+		r.cancel()
+		<-r.done
+	}
+}
+
+func (r *running[T]) publish(v T) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.value = v
+	r.version++
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// next waits for a version above after and returns it. It reports false when ctx ended.
+func (r *running[T]) next(ctx context.Context, after uint64) (v T, version uint64, ok bool) {
+	for {
+		r.mu.Lock()
+		value, version, changed := r.value, r.version, r.changed
+		r.mu.Unlock()
+		if version > after {
+			return value, version, true
+		}
+		select {
+		case <-ctx.Done():
+			return v, 0, false
+		case <-changed:
+		}
+	}
+}
+
+// rounds lets many callers who need a read that began after their call share one.
+type rounds[T any] struct {
+	read func(context.Context) (T, error)
+
+	mu      sync.Mutex
+	waiting *round[T] // the next one; nil when nobody waits for it
+	reading bool
+}
+
+type round[T any] struct {
+	done  chan struct{}
+	value T
+	err   error
+}
+
+// get returns what a read that began after the call found.
+func (s *rounds[T]) get(ctx context.Context) (T, error) {
+	s.mu.Lock()
+	r := s.waiting
+	if r == nil {
+		r = &round[T]{done: make(chan struct{})}
+		s.waiting = r
+	}
+	if !s.reading {
+		s.reading = true
+		go s.loop()
+	}
+	s.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// loop makes reads, each with its own deadline, until nobody waits.
+func (s *rounds[T]) loop() {
+	for {
+		s.mu.Lock()
+		r := s.waiting
+		s.waiting = nil
+		s.reading = r != nil
+		s.mu.Unlock()
+		if r == nil {
+			return
+		}
+		r.value, r.err = s.read(context.Background())
+		close(r.done)
+	}
+}
