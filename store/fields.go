@@ -5,35 +5,81 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"reflect"
+	"slices"
 	"strings"
 )
 
 // unmarshal reads JSON into the struct that v points to and returns the fields that v does not know.
 func unmarshal(b []byte, v any) (unknown map[string]json.RawMessage, err error) {
-	strict := json.NewDecoder(bytes.NewReader(b))
-	strict.DisallowUnknownFields()
-	if strict.Decode(v) == nil {
-		if _, err := strict.Token(); errors.Is(err, io.EOF) {
-			return nil, nil
-		}
-	}
-	reflect.ValueOf(v).Elem().SetZero()
 	if err := json.Unmarshal(b, v); err != nil {
 		return nil, jsonError(err)
 	}
-	if err := json.Unmarshal(b, &unknown); err != nil {
-		return nil, jsonError(err)
+	known := fieldNames(reflect.TypeOf(v).Elem())
+	eachField(b, func(name string, value []byte) {
+		if slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, name) }) {
+			return
+		}
+		if unknown == nil {
+			unknown = map[string]json.RawMessage{}
+		}
+		unknown[name] = bytes.Clone(value)
+	})
+	return unknown, nil
+}
+
+// eachField calls f for every field of a JSON object, which must be valid.
+func eachField(b []byte, f func(name string, value []byte)) {
+	const space = " \t\r\n"
+	b = bytes.TrimLeft(b, space)
+	if len(b) == 0 || b[0] != '{' {
+		return
 	}
-	for _, known := range fieldNames(reflect.TypeOf(v).Elem()) {
-		for name := range unknown {
-			if strings.EqualFold(name, known) {
-				delete(unknown, name)
+	for b = bytes.TrimLeft(b[1:], space); b[0] == '"'; b = bytes.TrimLeft(b, space+",") {
+		n := stringEnd(b)
+		name := string(b[1 : n-1])
+		if strings.Contains(name, `\`) {
+			_ = json.Unmarshal(b[:n], &name)
+		}
+		b = bytes.TrimLeft(b[n:], space+":")
+		n = valueEnd(b)
+		f(name, bytes.TrimRight(b[:n], space))
+		b = b[n:]
+	}
+}
+
+// stringEnd returns the length of the JSON string that b begins with.
+func stringEnd(b []byte) int {
+	for i := 1; ; i++ {
+		switch b[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+}
+
+// valueEnd returns the length of the JSON value, a member of an object, that b begins with.
+func valueEnd(b []byte) int {
+	depth := 0
+	for i := 0; ; i++ {
+		switch b[i] {
+		case '"':
+			i += stringEnd(b[i:]) - 1
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i
+			}
+			depth--
+		case ',':
+			if depth == 0 {
+				return i
 			}
 		}
 	}
-	return unknown, nil
 }
 
 // marshal writes v, a struct or a pointer to one, as JSON, and the unknown fields with it.

@@ -13,40 +13,60 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// apply writes what is in the journal into the files. It can't fail: what can't be written stays pending.
+// apply makes what is in the journal visible. The files are written by writeOut, so that records that change often, or
+// come and go, are written once.
 func (s *Store) apply(writes map[store.Key][]byte) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.mu.Lock()
 	for key, data := range writes {
-		s.applyOne(key, data)
+		s.pending[key] = data
+		if data == nil {
+			s.index.remove(key)
+		} else {
+			s.index.put(key, stamp{}, isReadable)
+		}
 	}
 	s.mu.Unlock()
 	s.feed.Announce(slices.Collect(maps.Keys(writes))...)
 }
 
-// applyOne is called with s.mu held.
-func (s *Store) applyOne(key store.Key, data []byte) {
+// writeOut writes the files of all that is pending, removals first: they make room on a full disk. It stops at the
+// first error; what is left stays pending.
+func (s *Store) writeOut() error {
+	s.mu.RLock()
+	keys := slices.Collect(maps.Keys(s.pending))
+	slices.SortFunc(keys, func(a, b store.Key) int { return len(s.pending[a]) - len(s.pending[b]) })
+	s.mu.RUnlock()
+	for _, key := range keys {
+		if err := s.writeOne(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) writeOne(key store.Key) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	data := s.pending[key]
 	st, err := s.replaceFile(key, data)
 	if err != nil {
-		s.log.Error("write record: it is kept in journal and memory until it can be written", "record", key.String(), "err", err)
-		s.pending[key] = data
-	} else {
-		delete(s.pending, key)
-		s.dirty[key] = true
+		return err
 	}
-	if data == nil {
-		s.index.remove(key)
-	} else {
-		s.index.put(key, st, isReadable)
+	delete(s.pending, key)
+	s.dirty[key] = true
+	if data != nil {
+		s.index.stamp(key, st)
 	}
+	return nil
 }
 
 // replaceFile writes or (data nil) removes the file of a record, not synced.
 func (s *Store) replaceFile(key store.Key, data []byte) (stamp, error) {
 	path := s.path(key)
 	if data == nil {
-		err := do(s.fault, "remove", func() error { return os.Remove(path) })
+		err := do(s.fault, "remove", path, func() error { return os.Remove(path) })
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -60,7 +80,7 @@ func (s *Store) replaceFile(key store.Key, data []byte) (stamp, error) {
 		}
 	}
 	if err == nil {
-		err = do(s.fault, "rename", func() error { return os.Rename(temp, path) })
+		err = do(s.fault, "rename", path, func() error { return os.Rename(temp, path) })
 	}
 	if err != nil {
 		_ = os.Remove(temp)
@@ -68,16 +88,19 @@ func (s *Store) replaceFile(key store.Key, data []byte) (stamp, error) {
 	return st, err
 }
 
+// faultFunc is told of every step that changes something on disk, before it, and can make it fail.
+type faultFunc func(step, path string) error
+
 // do makes one step, unless a test makes it fail.
-func do(fault func(step string) error, step string, f func() error) error {
-	if err := fault(step); err != nil {
+func do(fault faultFunc, step, path string, f func() error) error {
+	if err := fault(step, path); err != nil {
 		return err
 	}
 	return f()
 }
 
 func (s *Store) writeTemp(temp string, data []byte) (stamp, error) {
-	if err := s.fault("create"); err != nil {
+	if err := s.fault("create", temp); err != nil {
 		return stamp{}, err
 	}
 	_ = os.Remove(temp)
@@ -86,7 +109,7 @@ func (s *Store) writeTemp(temp string, data []byte) (stamp, error) {
 		return stamp{}, err
 	}
 	defer f.Close()
-	if err := do(s.fault, "write", func() error { _, err := f.Write(data); return err }); err != nil {
+	if err := do(s.fault, "write", temp, func() error { _, err := f.Write(data); return err }); err != nil {
 		return stamp{}, err
 	}
 	info, err := f.Stat()
@@ -159,30 +182,13 @@ func (s *Store) checkpoint() bool {
 	if err == nil {
 		err = s.journal.reset()
 	}
-	if err != nil && !s.failing {
-		s.log.Error("sync the store: its journal is kept", "folder", s.dir, "err", err)
-	}
-	s.failing = err != nil
-	return err == nil
+	return s.reported("sync records", err)
 }
 
 func (s *Store) settle() error {
-	s.mu.Lock()
-	for key, data := range s.pending {
-		st, err := s.replaceFile(key, data)
-		if err != nil {
-			s.mu.Unlock()
-			return err
-		}
-		if data != nil {
-			it := s.index.get(key)
-			it.stamp = st
-			s.index.items[key.Kind][key.Name] = it
-		}
-		delete(s.pending, key)
-		s.dirty[key] = true
+	if err := s.writeOut(); err != nil {
+		return err
 	}
-	s.mu.Unlock()
 	if len(s.dirty) == 0 {
 		return nil
 	}
@@ -206,7 +212,7 @@ func (s *Store) syncFiles() error {
 	for first := range min(syncers, len(keys)) {
 		wg.Go(func() {
 			for i := first; i < len(keys); i += syncers {
-				errs[i] = do(s.fault, "sync", func() error { return syncPath(s.path(keys[i])) })
+				errs[i] = do(s.fault, "sync", s.path(keys[i]), func() error { return syncPath(s.path(keys[i])) })
 			}
 		})
 	}
@@ -218,7 +224,7 @@ func (s *Store) syncFiles() error {
 		}
 	}
 	for dir := range dirs {
-		errs = append(errs, do(s.fault, "sync folder", func() error { return syncPath(dir) }))
+		errs = append(errs, do(s.fault, "sync folder", dir, func() error { return syncPath(dir) }))
 	}
 	return errors.Join(errs...)
 }

@@ -13,7 +13,10 @@ import (
 const (
 	maxBatchBytes   = 4 << 20
 	maxJournalBytes = 16 << 20
-	// quiet is how long nothing is committed before files are synced and the journal is emptied.
+	maxPending      = 1024 // records
+	// pause is how long nothing is committed before files are written, quiet before they are synced and the journal is
+	// emptied.
+	pause = 20 * time.Millisecond
 	quiet = time.Second
 )
 
@@ -71,22 +74,35 @@ func (s *Store) write() {
 	defer s.finish()
 	idle := time.NewTimer(quiet)
 	defer idle.Stop()
-	for {
+	for written := true; ; {
 		select {
 		case <-s.closing:
 			return
 		case r := <-s.queue:
 			s.commitBatch(s.gather(r))
+			written = len(s.pending) > maxPending && s.reported("write records", s.writeOut())
 			if s.journal.size > maxJournalBytes {
-				s.checkpoint()
+				written = s.checkpoint()
 			}
-			idle.Reset(quiet)
+			idle.Reset(pause)
 		case <-idle.C:
-			if !s.checkpoint() {
+			if !written {
+				written = s.reported("write records", s.writeOut())
+				idle.Reset(quiet)
+			} else if !s.checkpoint() {
 				idle.Reset(quiet)
 			}
 		}
 	}
+}
+
+// reported logs the first of several errors in a row and reports whether there is none.
+func (s *Store) reported(what string, err error) bool {
+	if err != nil && !s.failing {
+		s.log.Error(what+": they are kept in journal and memory until it works", "folder", s.dir, "err", err)
+	}
+	s.failing = err != nil
+	return err == nil
 }
 
 func (s *Store) finish() {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spoacme/spoacme/store"
 )
@@ -79,56 +80,93 @@ func leaseOf(t testing.TB, s *Store) store.Lease {
 type snapshot struct {
 	step   string
 	dir    string
-	acked  int   // commits that were reported as done
-	synced int64 // bytes of the journal that are on disk for certain
-	loose  []store.Key
+	acked  int             // commits that were reported as done
+	synced int64           // bytes of the journal that are on disk for certain
+	loose  map[string]bool // paths of records that are not
+}
+
+// recorder copies a directory before every step that changes something on disk.
+type recorder struct {
+	t           *testing.T
+	dir, copies string
+
+	mu      sync.Mutex
+	on      bool
+	acked   int
+	snaps   []snapshot
+	syncing bool
+	synced  int64
+	loose   map[string]bool
+}
+
+func (r *recorder) step(step, path string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.on {
+		return nil
+	}
+	if r.syncing { // which is over
+		r.synced = fileSize(filepath.Join(r.dir, "journal"))
+	}
+	name, err := filepath.Rel(r.dir, path)
+	if err != nil {
+		r.t.Error(err)
+	}
+	to := filepath.Join(r.copies, strconv.Itoa(len(r.snaps)))
+	if err := os.CopyFS(to, os.DirFS(r.dir)); err != nil {
+		r.t.Error(err)
+	}
+	r.snaps = append(r.snaps, snapshot{step, to, r.acked, r.synced, maps.Clone(r.loose)})
+	r.syncing = step == "journal sync" || step == "journal truncate"
+	switch step {
+	case "rename", "remove":
+		r.loose[name] = true
+	case "sync":
+		delete(r.loose, name)
+	}
+	return nil
+}
+
+func fileSize(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 // TestCrash copies the directory before every step of some commits. Each copy, as kill -9 leaves it and as a loss of
 // power may, opens as the state of one commit, not older than the last one that was acknowledged.
 func TestCrash(t *testing.T) {
-	var (
-		mu    sync.Mutex
-		snaps []snapshot
-		s     *Store
-		acked int
-	)
-	dir, copies := t.TempDir(), t.TempDir()
-	fault := func(step string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if s == nil || step == "sync" && len(snaps) > 0 && snaps[len(snaps)-1].step == "sync" && len(snaps)%3 > 0 {
-			return nil
-		}
-		to := filepath.Join(copies, strconv.Itoa(len(snaps)))
-		if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
-			t.Error(err)
-		}
-		snaps = append(snaps, snapshot{step, to, acked, s.journal.size, keysOf(s.dirty)})
-		return nil
-	}
-	opened, err := open(dir, Options{}, fault)
+	r := &recorder{t: t, dir: t.TempDir(), copies: t.TempDir(), loose: map[string]bool{}}
+	s, err := open(r.dir, Options{}, r.step)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mu.Lock()
-	s = opened
-	mu.Unlock()
-	lease := leaseOf(t, opened)
-	const commits = 4
+	r.mu.Lock()
+	r.on = true
+	r.mu.Unlock()
+	lease := leaseOf(t, s)
+	const commits = 6
 	for n := range commits {
-		if err := commitWorld(t.Context(), opened, lease, n+1); err != nil {
+		if err := commitWorld(t.Context(), s, lease, n+1); err != nil {
 			t.Fatal(err)
 		}
-		mu.Lock()
-		acked = n + 1
-		mu.Unlock()
+		r.mu.Lock()
+		r.acked = n + 1
+		r.mu.Unlock()
+		switch n {
+		case 1, 4:
+			waitWritten(t, s)
+		case 2:
+			wait(t, "the journal is empty", func() bool { return fileSize(filepath.Join(r.dir, "journal")) == 0 })
+		}
 	}
-	_ = opened.Close()
-	if len(snaps) < commits*8 {
-		t.Fatalf("only %d steps", len(snaps))
+	_ = s.Close()
+	if len(r.snaps) < 40 {
+		t.Fatalf("only %d steps", len(r.snaps))
 	}
-	for i, snap := range snaps {
+	for i, snap := range r.snaps {
 		for name, harm := range map[string]func(*testing.T, snapshot){
 			"kill":  func(*testing.T, snapshot) {},
 			"power": losePower,
@@ -141,32 +179,46 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-func keysOf(m map[store.Key]bool) (keys []store.Key) {
-	for k := range maps.Keys(m) {
-		keys = append(keys, k)
+func wait(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for start := time.Now(); !ok(); <-tick.C {
+		if time.Since(start) > 20*time.Second {
+			t.Fatalf("not so: %s", what)
+		}
 	}
-	return keys
+}
+
+// waitWritten waits until all that was committed is in files.
+func waitWritten(t testing.TB, s *Store) {
+	t.Helper()
+	wait(t, "the files are written", func() bool {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return len(s.pending) == 0
+	})
 }
 
 // losePower empties what was not synced, and brings back what was removed.
 func losePower(t *testing.T, snap snapshot) {
-	for _, k := range snap.loose {
-		path := filepath.Join(snap.dir, string(k.Kind), k.Name+recordSuffix)
+	for name := range snap.loose {
+		path := filepath.Join(snap.dir, name)
 		if _, err := os.Stat(path); err == nil {
 			edit(t, path, []byte{})
 		} else {
-			edit(t, path, []byte(`{"v":1,"ca":"gone","error":"from the grave"}`))
+			edit(t, path, []byte(`{"v":1,"ca":"gone","error":"from the grave"}`)) // the only one that is ever removed
 		}
 	}
-	if info, err := os.Stat(filepath.Join(snap.dir, "journal")); err == nil && info.Size() > snap.synced && snap.step != "journal truncate" {
+	if fileSize(filepath.Join(snap.dir, "journal")) > snap.synced {
 		truncate(t, snap.dir, snap.synced)
 	}
 }
 
 // cutJournal leaves half of the line that is being written.
 func cutJournal(t *testing.T, snap snapshot) {
-	if info, err := os.Stat(filepath.Join(snap.dir, "journal")); err == nil && info.Size() > snap.synced {
-		truncate(t, snap.dir, (snap.synced+info.Size())/2)
+	if size := fileSize(filepath.Join(snap.dir, "journal")); size > snap.synced {
+		truncate(t, snap.dir, (snap.synced+size)/2)
 	}
 }
 
@@ -236,6 +288,9 @@ func testFault(t *testing.T, steps []string, lasting bool) {
 	result := commitWorld(t.Context(), s, lease, 2)
 	seen := readWorld(t, s)
 	checkResult(t, result, seen)
+	if len(steps) == 1 && (lasting || steps[0][0] != 'j') {
+		wait(t, "the fault was met", func() bool { return f.met() })
+	}
 	if lasting && errors.Is(result, store.ErrUnknown) {
 		if err := commitWorld(t.Context(), s, lease, 4); len(steps) == 3 && !errors.Is(err, store.ErrRefused) {
 			t.Errorf("while the journal is uncertain: %v", err)
@@ -275,6 +330,13 @@ type faults struct {
 	mu      sync.Mutex
 	fail    map[string]bool
 	lasting bool
+	count   int
+}
+
+func (f *faults) met() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.count > 0
 }
 
 func (f *faults) set(lasting bool, steps ...string) {
@@ -286,12 +348,13 @@ func (f *faults) set(lasting bool, steps ...string) {
 	}
 }
 
-func (f *faults) step(name string) error {
+func (f *faults) step(name, _ string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.fail[name] {
 		return nil
 	}
+	f.count++
 	if !f.lasting {
 		delete(f.fail, name)
 	}

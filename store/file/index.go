@@ -82,6 +82,13 @@ func (x *index) put(key store.Key, s stamp, c checked) {
 	x.items[key.Kind][key.Name] = item{s, x.last, c}
 }
 
+// stamp completes a version whose file has been written now.
+func (x *index) stamp(key store.Key, s stamp) {
+	it := x.get(key)
+	it.stamp = s
+	x.items[key.Kind][key.Name] = it
+}
+
 func (x *index) remove(key store.Key) { delete(x.items[key.Kind], key.Name) }
 
 // note compares with what is on disk now (nil: nothing) and reports whether that is a change.

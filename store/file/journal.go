@@ -21,7 +21,7 @@ import (
 // acknowledged.
 type journal struct {
 	path  string
-	fault func(step string) error
+	fault faultFunc
 	f     *os.File
 	info  os.FileInfo
 	size  int64
@@ -115,9 +115,9 @@ func (j *journal) append(writes []store.Write) error {
 	if err != nil {
 		return store.Refusedf("write journal: %w", err)
 	}
-	err = do(j.fault, "journal write", func() error { _, err := j.f.WriteAt(line, j.size); return err })
+	err = do(j.fault, "journal write", j.path, func() error { _, err := j.f.WriteAt(line, j.size); return err })
 	if err == nil {
-		err = do(j.fault, "journal sync", j.f.Sync)
+		err = do(j.fault, "journal sync", j.path, j.f.Sync)
 	}
 	if err == nil {
 		j.size += int64(len(line))
@@ -155,7 +155,7 @@ func (j *journal) replace() error {
 	if err != nil {
 		return err
 	}
-	err = do(j.fault, "journal replace", func() error { return os.Rename(temp, j.path) })
+	err = do(j.fault, "journal replace", j.path, func() error { return os.Rename(temp, j.path) })
 	if err != nil {
 		_ = f.Close()
 		return err
@@ -172,7 +172,7 @@ func (j *journal) replace() error {
 }
 
 func (j *journal) truncate(size int64) error {
-	return do(j.fault, "journal truncate", func() error {
+	return do(j.fault, "journal truncate", j.path, func() error {
 		if err := j.f.Truncate(size); err != nil {
 			return err
 		}

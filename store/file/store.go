@@ -1,10 +1,10 @@
 // Package file is the store of a single node: a directory that one process has for itself. A record is the file
 // <dir>/<kind>/<name>.json (0600 in 0700), so an operator can look at it, back it up, restore it and edit it.
 //
-// A commit is durable, and atomic across its records, when it is in <dir>/journal: a line that was synced. Then the
-// files are written (temporary file, rename), which readers see at once; when things are quiet they are synced and the
-// journal is emptied. What is in the journal when a process starts is written again. Commits that arrive
-// while the journal is being synced share the next sync.
+// A commit is durable, and atomic across its records, when it is in <dir>/journal: a line that was synced. Readers see
+// it from then on. Some milliseconds later the files are written (temporary file, rename); when things are quiet they
+// are synced and the journal is emptied. What is in the journal when a process starts is written again. Commits that
+// arrive while the journal is being synced share the next sync.
 //
 // How a commit ends: an error before its journal line is whole on disk takes the line back, and the commit is refused.
 // If even that fails the outcome is unknown, and nothing more is committed until the journal was replaced, so what is
@@ -61,7 +61,7 @@ type Store struct {
 	journal  journal
 	dirty    map[store.Key]bool // written, but not yet synced
 	failing  bool               // the last checkpoint did
-	fault    func(step string) error
+	fault    faultFunc
 
 	queue   chan *request
 	closing chan struct{}
@@ -75,14 +75,14 @@ var errClosed = errors.New("the store is closed")
 
 // Open opens the store in dir, which is created if need be. Only one process can have it open.
 func Open(dir string, o Options) (*Store, error) {
-	s, err := open(dir, o, func(string) error { return nil })
+	s, err := open(dir, o, func(string, string) error { return nil })
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	return s, nil
 }
 
-func open(dir string, o Options, fault func(step string) error) (*Store, error) {
+func open(dir string, o Options, fault faultFunc) (*Store, error) {
 	if o.Node == "" {
 		o.Node, _ = os.Hostname()
 	}

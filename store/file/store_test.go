@@ -16,6 +16,7 @@ func TestSuite(t *testing.T) {
 		return openStore(t, t.TempDir(), Options{ScanEvery: 20 * time.Millisecond})
 	}, storetest.Hooks{
 		Edit: func(t *testing.T, s store.Store, key store.Key, data []byte) {
+			waitWritten(t, s.(*Store))
 			edit(t, s.(*Store).path(key), data)
 		},
 		EndLease: func(_ *testing.T, s store.Store) {
