@@ -1,7 +1,7 @@
 // Command spoacme is the sidecar that runs beside every HAProxy: it answers ACME challenges through
 // HAProxy's SPOE, obtains and renews certificates, and swaps them into the running HAProxy.
 //
-// There is one file per subcommand; daemon.go wires the packages together.
+// There is one file per subcommand; runner.go finds the settings, sidecar.go wires the packages together.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -47,7 +48,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitDone
 	case errors.Is(err, errSilent):
 		return exitFailed
-	case errors.Is(err, errUsage):
+	case errors.Is(err, errUsage), strings.HasPrefix(err.Error(), "unknown command"):
 		fmt.Fprintf(stderr, "spoacme: %v\n", err)
 		return exitUsage
 	}
@@ -71,7 +72,6 @@ It is configured in haproxy.cfg, by setenv lines of the global section:
 "spoacme check" says what is missing, "spoacme run --help" lists every setting.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError("%v; see '%s --help'", err, c.CommandPath())
@@ -80,7 +80,6 @@ It is configured in haproxy.cfg, by setenv lines of the global section:
 	for _, c := range root.Commands() {
 		c.Args = usageArgs(c.Args)
 	}
-	root.Args = usageArgs(cobra.NoArgs)
 	return root
 }
 

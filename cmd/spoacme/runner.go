@@ -24,7 +24,10 @@ type runner struct {
 	newAccount bool
 
 	hap *dataplane.HAProxy
-	mu  sync.Mutex
+	// refused is what is structural of the settings that did not work.
+	refused []string
+
+	mu sync.Mutex
 	// said is the problems that were logged last, so that each is logged once; wrong are those that are no mere notes.
 	said  map[string]bool
 	wrong []string
@@ -57,31 +60,36 @@ func (r *runner) run(ctx context.Context) error {
 		}
 	}()
 	s, err := r.first(ctx)
-	for err == nil {
-		r.level.Set(s.LogLevel)
-		s, err = r.generation(ctx, s)
+	if err != nil || ctx.Err() != nil {
+		return err
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
+	return r.generations(ctx, s)
 }
 
-// generation runs one sidecar; it returns the settings for the next.
-func (r *runner) generation(ctx context.Context, s settings.Settings) (settings.Settings, error) {
-	sc, err := newSidecar(r, s)
-	if err != nil {
-		return s, err
+// generations runs one sidecar after the other, each with new settings. New settings that don't work (an address that
+// is taken, a store that can't be opened) end nothing: the last good ones go on.
+func (r *runner) generations(ctx context.Context, s settings.Settings) error {
+	var good *settings.Settings
+	for {
+		r.level.Set(s.LogLevel)
+		sc, err := newSidecar(r, s)
+		if err == nil {
+			err = sc.run(ctx)
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errAnew):
+			r.log.Info("settings changed, beginning anew with them")
+			good, s = &sc.set, sc.next
+		case good != nil && ctx.Err() == nil:
+			r.log.Error("the new settings do not work, going on with the last good ones", "err", err)
+			r.refused = structural(s)
+			s, good = *good, nil
+		default:
+			return err
+		}
 	}
-	err = sc.run(ctx)
-	if errors.Is(err, errAnew) {
-		r.log.Info("settings changed, beginning anew with them")
-		return sc.next, nil
-	}
-	if err == nil {
-		err = context.Canceled
-	}
-	return s, err
 }
 
 // first waits for the first settings: from HAProxy, or what was kept of them when it is down.
@@ -90,41 +98,53 @@ func (r *runner) first(ctx context.Context) (settings.Settings, error) {
 		s, problems, err := r.read(ctx)
 		if err == nil {
 			r.say(problems)
-			return s, fatal(problems, "")
+			return s, nil
 		}
-		if ctx.Err() != nil {
-			return s, context.Canceled
+		if wrong := fatal(problems, ""); wrong != nil {
+			return s, wrong
 		}
-		if !waiting {
+		if !waiting && ctx.Err() == nil {
 			r.log.Warn("waiting for HAProxy", "err", err)
 		}
 		select {
 		case <-ctx.Done():
-			return s, context.Canceled
+			return s, nil
 		case <-time.After(waitForHAProxy):
 		}
 	}
 }
 
-// read returns the settings in force now. An error means that HAProxy can't be asked and nothing was kept from before.
+// read returns the settings in force now: HAProxy's, or the last good ones when HAProxy can't be asked or when what it says
+// can't be used. The problems are those of what it says. An error means that there are none.
 func (r *runner) read(ctx context.Context) (settings.Settings, []settings.Problem, error) {
 	env, err := r.hap.Env(ctx)
 	if err != nil {
-		kept, keptErr := r.hap.LoadEnv()
-		if keptErr != nil {
-			r.log.Warn("the settings of last time can't be read", "err", keptErr)
-		}
-		if kept == nil {
-			return settings.Settings{}, nil, err
-		}
-		s, problems := r.load(&settings.Source{Name: settings.FromCache, Values: kept})
-		return s, problems, nil
+		return r.lastGood(nil, err)
 	}
 	s, problems := r.load(&settings.Source{Name: settings.FromHAProxy, Values: env})
-	if fatal(problems, "") == nil {
-		if err := r.hap.SaveEnv(settings.Ours(env)); err != nil {
-			r.log.Warn("the settings can't be kept for a start without HAProxy", "err", err)
-		}
+	if wrong := fatal(problems, ""); wrong != nil {
+		return r.lastGood(problems, wrong)
+	}
+	if err := r.hap.SaveEnv(settings.Ours(env)); err != nil {
+		r.log.Warn("the settings can't be kept for a start without HAProxy", "err", err)
+	}
+	return s, problems, nil
+}
+
+func (r *runner) lastGood(problems []settings.Problem, why error) (settings.Settings, []settings.Problem, error) {
+	kept, err := r.hap.LoadEnv()
+	if err != nil {
+		r.log.Warn("the settings of last time can't be read", "err", err)
+	}
+	if kept == nil {
+		return settings.Settings{}, problems, why
+	}
+	s, more := r.load(&settings.Source{Name: settings.FromCache, Values: kept})
+	if wrong := fatal(more, ""); wrong != nil {
+		return s, append(problems, more...), wrong
+	}
+	if problems == nil {
+		problems = more
 	}
 	return s, problems, nil
 }

@@ -250,7 +250,7 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 		if !changed {
 			continue
 		}
-		if !reflect.DeepEqual(structural(s), structural(sc.set)) {
+		if st := structural(s); !slices.Equal(st, structural(sc.set)) && !slices.Equal(st, sc.runner.refused) {
 			sc.next = s
 			return errAnew
 		}
@@ -259,17 +259,14 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 	}
 }
 
-// reread returns the settings when they are good and not what they were.
+// reread returns the settings in force and whether they are not what they were.
 func (sc *sidecar) reread(ctx context.Context, before settings.Settings) (settings.Settings, bool) {
 	s, problems, err := sc.runner.read(ctx)
 	if err != nil {
 		return before, false
 	}
 	sc.runner.say(problems)
-	if fatal(problems, "") != nil || reflect.DeepEqual(s, before) {
-		return before, false
-	}
-	return s, true
+	return s, !reflect.DeepEqual(s, before)
 }
 
 // apply takes over what can change while everything runs.
