@@ -124,6 +124,9 @@ func (j *journal) append(writes []store.Write) error {
 		j.seq++
 		return nil
 	}
+	if now, statErr := j.f.Stat(); statErr == nil && now.Size() == j.size {
+		return store.Refusedf("write journal: %w", err)
+	}
 	if back := j.truncate(j.size); back != nil {
 		j.broken = true
 		return fmt.Errorf("%w: write journal: %w", store.ErrUnknown, err)
