@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 type cache struct {
 	Env   map[string]string `json:"env,omitempty"`
 	Place Place             `json:"place,omitzero"`
+	// Doomed are PEM files that no crt-list names any more, and from when they may be deleted.
+	Doomed map[string]time.Time `json:"doomed,omitempty"`
 }
 
 func (h *HAProxy) readCache() (cache, error) {
@@ -97,4 +100,45 @@ func (h *HAProxy) lastPlace(asked Place) (Place, bool) {
 		return Place{}, false
 	}
 	return c.Place, true
+}
+
+// doom has a PEM file deleted later: a HAProxy that is starting may have read the crt-list before its line went.
+func (h *HAProxy) doom(file string) error {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	return h.writeCache(func(c *cache) {
+		if c.Doomed == nil {
+			c.Doomed = map[string]time.Time{}
+		}
+		c.Doomed[file] = time.Now().Add(h.timing.grace)
+	})
+}
+
+// bury deletes the doomed files whose time has come, except those that are in use again.
+func (h *HAProxy) bury(p Place) {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	c, err := h.readCache()
+	if err != nil || len(c.Doomed) == 0 {
+		return
+	}
+	keep := map[string]time.Time{}
+	for file, at := range c.Doomed {
+		switch {
+		case filepath.Dir(file) != filepath.Clean(p.CrtDir) || h.list.load(p.CrtList) != nil || time.Now().Before(at):
+			keep[file] = at
+		case h.list.has(file): // it was deployed again
+		default:
+			if err := removePEM(file); err != nil {
+				h.log.Warn("could not delete the file of a removed certificate", "err", err)
+				keep[file] = at
+			}
+		}
+	}
+	if len(keep) == len(c.Doomed) {
+		return
+	}
+	if err := h.writeCache(func(c *cache) { c.Doomed = keep }); err != nil {
+		h.log.Warn("could not keep the list of files to delete", "err", err)
+	}
 }

@@ -43,6 +43,7 @@ type timing struct {
 	patience time.Duration // how long another tool's transaction may stay unchanged
 	retry    time.Duration // first wait after a failure; doubles up to full
 	command  time.Duration // of one command
+	grace    time.Duration // from a crt-list line's deletion to its file's
 }
 
 func (t timing) withDefaults() timing {
@@ -58,6 +59,7 @@ func (t timing) withDefaults() timing {
 	set(&t.patience, time.Minute)
 	set(&t.retry, time.Second)
 	set(&t.command, commandTimeout)
+	set(&t.grace, 30*time.Second)
 	return t
 }
 

@@ -27,7 +27,7 @@ func TestRealDeployRemove(t *testing.T) {
 	each(t, func(t *testing.T, version string) {
 		s, c := withList(t, version)
 		s.start()
-		h := s.open()
+		h := s.open(func(c *Config) { c.timing.grace = time.Millisecond })
 		pid := s.pid()
 		first := c.issue(t, leaf{names: []string{"shop.example", "www.shop.example"}, age: time.Hour})
 		deploy(t, h, "shop", first)
@@ -66,6 +66,7 @@ func TestRealDeployRemove(t *testing.T) {
 		if text := string(must(os.ReadFile(s.crtList))); text != "" {
 			t.Fatalf("crt-list has %q", text)
 		}
+		h.buryDead(t.Context())
 		left := must(filepath.Glob(filepath.Join(s.crtDir, "*")))
 		if !slices.Equal(left, []string{filepath.Join(s.crtDir, tmpDir), s.crtList}) {
 			t.Fatalf("left on disk: %v", left)

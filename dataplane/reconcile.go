@@ -223,7 +223,18 @@ func (h *HAProxy) compare(ctx context.Context, src Source) error {
 		}
 	}
 	h.count(wants)
+	h.buryDead(ctx)
 	return down
+}
+
+func (h *HAProxy) buryDead(ctx context.Context) {
+	if h.take(ctx) != nil {
+		return
+	}
+	defer h.release()
+	if p, err := h.settle(ctx); err == nil && !p.directory() {
+		h.bury(p)
+	}
 }
 
 // setWanted keeps the fingerprints that are ours; a transaction that holds one is ours, too.

@@ -11,7 +11,8 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// Remove takes a certificate out of HAProxy and off the disk, the crt-list line before the file. A certificate
+// Remove takes a certificate out of HAProxy and off the disk: the crt-list line first, the file some time later by
+// Run. A certificate
 // that HAProxy needs to start, as far as can be told, stays unless force is set: the only one, or the first of its
 // list, which clients without SNI get.
 func (h *HAProxy) Remove(ctx context.Context, name string, force bool) error {
@@ -38,12 +39,7 @@ func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) 
 	if down != nil && !errors.Is(down, ErrDown) {
 		return down
 	}
-	if !p.directory() {
-		if err := h.list.remove(p.CrtList, file); err != nil {
-			return err
-		}
-	}
-	if err := removePEM(file); err != nil {
+	if err := h.removeFiles(p, file); err != nil {
 		return err
 	}
 	h.forget(name)
@@ -55,6 +51,18 @@ func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) 
 		return nil // HAProxy is not running, and will not find it
 	}
 	return h.removeRunning(ctx, inv, file)
+}
+
+// removeFiles deletes the line now and the PEM file later. In a certificate directory it is the file alone, at once: a
+// HAProxy that is being started in the very moment fails and has to be started again, whatever the order.
+func (h *HAProxy) removeFiles(p Place, file string) error {
+	if p.directory() {
+		return removePEM(file)
+	}
+	if err := h.list.remove(p.CrtList, file); err != nil {
+		return err
+	}
+	return h.doom(file)
 }
 
 // removable looks whether HAProxy could still start without the certificate.
