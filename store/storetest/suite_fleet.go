@@ -226,7 +226,7 @@ func testFollowAll(s *suite) {
 		mu   sync.Mutex
 		last = map[string]time.Time{}
 	)
-	s.follow(func(keys []store.Key) {
+	w := s.follow(func(keys []store.Key) {
 		if keys == nil {
 			list, err := s.List(s.ctx(), store.KindDemand)
 			if err != nil {
@@ -271,6 +271,9 @@ func testFollowAll(s *suite) {
 		}
 		return true
 	})
+	if err := w.stop(); err != nil {
+		s.Error(err)
+	}
 }
 
 func testFollowEnds(s *suite) {
