@@ -2,6 +2,7 @@ package settings
 
 import (
 	"net"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -92,14 +93,34 @@ func setStore(s *Settings, value string) error {
 	case !ok && filepath.IsAbs(value):
 		return errorf("%q is a path: write file://%s", short(value), short(filepath.Clean(value)))
 	case scheme == "consul":
-		return errorf("%q needs a build with Consul, which is not in this version: write file:///var/lib/spoacme", short(value))
+		return setConsul(s, value)
 	case scheme != "file":
-		return errorf("%q is not a store: write file:///var/lib/spoacme", short(value))
+		return errorf("%q is not a store: write file:///var/lib/spoacme, or consul://127.0.0.1:8500/le", short(value))
 	case !filepath.IsAbs(rest):
 		return errorf("%q names a host: write file:/// and the directory, with three slashes", short(value))
 	case strings.ContainsAny(rest, "?#%"):
 		return errorf("%q: a file store takes a plain path: write file:///var/lib/spoacme", short(value))
 	}
 	s.Store = "file://" + filepath.Clean(rest)
+	return nil
+}
+
+// setConsul takes consul://[host:port]/prefix[?dc=name]. Credentials come from Consul's own environment.
+func setConsul(s *Settings, value string) error {
+	u, err := url.Parse(value)
+	switch {
+	case err != nil:
+		return errorf("%q is not a URL: write consul://127.0.0.1:8500/le", short(value))
+	case u.User != nil:
+		return errorf("credentials don't belong here: use CONSUL_HTTP_TOKEN_FILE in the sidecar's own environment")
+	case u.Fragment != "":
+		return errorf("%q: nothing may follow the prefix but ?dc=NAME", short(value))
+	}
+	for name := range u.Query() {
+		if name != "dc" {
+			return errorf("%q: %s= is not an option of a Consul store: there is only dc=", short(value), short(name))
+		}
+	}
+	s.Store = value
 	return nil
 }

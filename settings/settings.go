@@ -44,6 +44,10 @@ type Settings struct {
 	CARoots      string   // PEM file with the roots of a private ACME server's HTTPS; may be empty
 	EAB          EAB
 	Store        string // URL; StoreDir gives the directory of file:///dir
+	Role         string // node, edge or issuer
+	FleetKeys    string // file of the keyset of certificates; may be empty
+	IssuerKeys   string // file of the keyset of accounts and orders; may be empty
+	SealPlain    bool   // private keys are stored as they are
 	CrtList      string // crt-list or certificate directory; empty: the only one that HAProxy has loaded
 	CrtDir       string // folder of the PEM files; empty: the folder of CrtList
 	HTTP         string // address of /metrics, /healthz, /readyz, /status; see Network; "off" leaves it empty

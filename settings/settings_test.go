@@ -24,7 +24,7 @@ func TestDefaults(t *testing.T) {
 	s, problems := Load(source(FromFlags, "SPOACME_NODE", "lb1"))
 	want := Settings{
 		Agent: "127.0.0.1:9765", AgentCheck: "127.0.0.1:9767", HTTP: "127.0.0.1:9766",
-		AgentBackend: "acme_agent", RowsBackend: "certificates",
+		Role: "node", AgentBackend: "acme_agent", RowsBackend: "certificates",
 		CAs:   []string{"https://acme-v02.api.letsencrypt.org/directory"},
 		Store: "file:///var/lib/spoacme", State: "/var/lib/spoacme", Control: "/run/spoacme/spoacme.sock",
 		Node: "lb1", LogLevel: slog.LevelInfo,
@@ -82,7 +82,7 @@ func TestValues(t *testing.T) {
 		Socket: "/run/h.sock", State: "/srv/state", Store: "file:///srv/state", HTTP: "",
 		CAs:      []string{"https://acme-v02.api.letsencrypt.org/directory", "https://ca.lan/dir"},
 		LogLevel: slog.LevelWarn, Email: "ops@example.com", CrtList: "certs/list", CrtDir: "/etc/haproxy/spoacme", Probe: "[::1]:443",
-		Agent: "127.0.0.1:9765", AgentCheck: "127.0.0.1:9767", AgentBackend: "acme_agent", RowsBackend: "certificates",
+		Agent: "127.0.0.1:9765", AgentCheck: "127.0.0.1:9767", Role: "node", AgentBackend: "acme_agent", RowsBackend: "certificates",
 		Control: "/run/spoacme/spoacme.sock", Certificates: map[string]store.Spec{},
 	}
 	if !reflect.DeepEqual(s, want) {
@@ -138,11 +138,13 @@ func badValues() []complaint {
 		{haproxy("SPOACME_CA", "https://me:pw@ca.lan/dir"), "SPOACME_CA" + cfg + "the directory URL has a user or a fragment: write https://HOST/PATH", Fatal},
 		{haproxy("SPOACME_CA", "https:dir"), "SPOACME_CA" + cfg + `"https:dir" is not a directory URL: write https://HOST/PATH`, Fatal},
 		{haproxy("SPOACME_STORE", "/srv/certs"), "SPOACME_STORE" + cfg + `"/srv/certs" is a path: write file:///srv/certs`, Fatal},
-		{haproxy("SPOACME_STORE", "consul://127.0.0.1:8500/le"), "SPOACME_STORE" + cfg + `"consul://127.0.0.1:8500/le" needs a build with Consul, which is not in this version: write file:///var/lib/spoacme`, Fatal},
-		{haproxy("SPOACME_STORE", "redis://x"), "SPOACME_STORE" + cfg + `"redis://x" is not a store: write file:///var/lib/spoacme`, Fatal},
+		{haproxy("SPOACME_STORE", "consul://127.0.0.1:8500/le?zone=a"), "SPOACME_STORE" + cfg + `"consul://127.0.0.1:8500/le?zone=a": zone= is not an option of a Consul store: there is only dc=`, Fatal},
+		{haproxy("SPOACME_STORE", "consul://me:pass@127.0.0.1:8500/le"), "SPOACME_STORE" + cfg + "credentials don't belong here: use CONSUL_HTTP_TOKEN_FILE in the sidecar's own environment", Fatal},
+		{haproxy("SPOACME_STORE", "redis://x"), "SPOACME_STORE" + cfg + `"redis://x" is not a store: write file:///var/lib/spoacme, or consul://127.0.0.1:8500/le`, Fatal},
 		{haproxy("SPOACME_STORE", "file://srv/x"), "SPOACME_STORE" + cfg + `"file://srv/x" names a host: write file:/// and the directory, with three slashes`, Fatal},
 		{haproxy("SPOACME_STORE", "file:///srv/x?mode=1"), "SPOACME_STORE" + cfg + `"file:///srv/x?mode=1": a file store takes a plain path: write file:///var/lib/spoacme`, Fatal},
-		{haproxy("SPOACME_SEAL", "plain"), "SPOACME_SEAL" + cfg + "there is no sealing in this version: remove it", Fatal},
+		{haproxy("SPOACME_SEAL", "none"), "SPOACME_SEAL" + cfg + `"none": the only value is plain; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS`, Fatal},
+		{haproxy("SPOACME_ROLE", "edg"), "SPOACME_ROLE" + cfg + `"edg" is not a role: did you mean edge?`, Fatal},
 		{haproxy("SPOACME_AGENT", ":9765"), "SPOACME_AGENT" + cfg + `":9765" has no host: write 127.0.0.1:9765, or 0.0.0.0:9765 for all addresses`, Fatal},
 		{haproxy("SPOACME_AGENT", "127.0.0.1"), "SPOACME_AGENT" + cfg + `"127.0.0.1" is not HOST:PORT: write an address such as 127.0.0.1:9765`, Fatal},
 		{haproxy("SPOACME_AGENT", "127.0.0.1:99999"), "SPOACME_AGENT" + cfg + `"127.0.0.1:99999" is not HOST:PORT: write an address such as 127.0.0.1:9765`, Fatal},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/mail"
+	"slices"
 	"strings"
 
 	"github.com/spoacme/spoacme/store"
@@ -60,10 +61,11 @@ func table() []variable {
 		entry("CA_ROOTS", "", "PEM file with the roots of a private ACME server's HTTPS", setPath(func(s *Settings) *string { return &s.CARoots })),
 		secret("EAB_KID", "key id of an external account binding, for a CA that asks for one", setKeyID),
 		secret("EAB_HMAC", "its key (base64url)", setHMAC),
-		entry("STORE", "", "where certificates are kept: file:///DIR; default: file:// and SPOACME_STATE", setStore),
-		entry("SEAL", "", "", func(*Settings, string) error {
-			return errorf("there is no sealing in this version: remove it")
-		}),
+		entry("STORE", "", "where certificates are kept: file:///DIR, or consul://HOST:PORT/PREFIX[?dc=NAME] for a fleet; default: file:// and SPOACME_STATE", setStore),
+		entry("ROLE", "node", "what this sidecar does in a fleet: node (serves and may lead), edge (serves only), issuer (leads only)", setRole),
+		own("FLEET_KEYS", "", "keyset that seals certificates' keys in Consul, made by `spoacme keygen`; on every sidecar", setPath(func(s *Settings) *string { return &s.FleetKeys })),
+		own("ISSUER_KEYS", "", "keyset that seals accounts and open orders in Consul; on every sidecar that may lead", setPath(func(s *Settings) *string { return &s.IssuerKeys })),
+		entry("SEAL", "", "plain: store private keys in Consul as they are, and certificates in the classic form too (base64 of chain and key under certs/)", setSeal),
 		entry("CRT_LIST", "", "crt-list file, or certificate directory, that certificates are added to; default: the only one that HAProxy has loaded", setPathAsLoaded(func(s *Settings) *string { return &s.CrtList })),
 		entry("CRT_DIR", "", "folder of the PEM files; default: the folder of the crt-list", setPath(func(s *Settings) *string { return &s.CrtDir })),
 		entry("AGENT", "127.0.0.1:9765", "address of the SPOE agent, HOST:PORT or unix@/PATH; haproxy.cfg uses it too: server agent \"${SPOACME_AGENT}\"", setListen(func(s *Settings) *string { return &s.Agent })),
@@ -117,6 +119,23 @@ func setEmail(s *Settings, value string) error {
 		return errorf("%q is not an e-mail address: write one, such as ops@example.com", short(value))
 	}
 	s.Email = a.Address
+	return nil
+}
+
+func setRole(s *Settings, value string) error {
+	roles := []string{"node", "edge", "issuer"}
+	if !slices.Contains(roles, value) {
+		return errorf("%q is not a role: %s", short(value), nearestOr(value, roles))
+	}
+	s.Role = value
+	return nil
+}
+
+func setSeal(s *Settings, value string) error {
+	if value != "plain" {
+		return errorf("%q: the only value is plain; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS", short(value))
+	}
+	s.SealPlain = true
 	return nil
 }
 

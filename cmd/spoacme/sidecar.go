@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +25,6 @@ import (
 	"github.com/spoacme/spoacme/settings"
 	"github.com/spoacme/spoacme/spoa"
 	"github.com/spoacme/spoacme/status"
-	"github.com/spoacme/spoacme/store/file"
 )
 
 // sidecar is everything that runs, with settings that can't change under it.
@@ -38,7 +38,7 @@ type sidecar struct {
 	next   settings.Settings // with errAnew
 
 	hap     *dataplane.HAProxy
-	store   *file.Store
+	store   *records
 	issuer  *issuer.Issuer
 	catalog *catalog
 	tokens  *tokens
@@ -51,7 +51,7 @@ type sidecar struct {
 }
 
 func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
-	st, err := file.Open(s.StoreDir(), file.Options{Node: s.Node, Log: r.log})
+	st, err := openStore(s, r.log)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
 	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() }, Logger: r.log})
 	if sc.issuer, err = sc.newIssuer(s); err != nil {
-		return nil, errors.Join(err, st.Close())
+		return nil, errors.Join(err, st.close())
 	}
 	sc.register()
 	return sc, nil
@@ -116,6 +116,9 @@ func (sc *sidecar) register() {
 	for _, from := range []interface{ Metrics() []prometheus.Collector }{sc.agent, sc.hap, sc.issuer} {
 		sc.metrics.MustRegister(from.Metrics()...)
 	}
+	if sc.store.fleet != nil {
+		sc.metrics.MustRegister(sc.store.fleet.Metrics()...)
+	}
 	sc.metrics.MustRegister(status.Metrics(sc.view)...)
 }
 
@@ -123,7 +126,7 @@ func (sc *sidecar) register() {
 // after what works (issuer, swaps), so that an order that is given up still takes its tokens back.
 func (sc *sidecar) run(ctx context.Context) error {
 	defer func() {
-		if err := sc.store.Close(); err != nil {
+		if err := sc.store.close(); err != nil {
 			sc.log.Error("close the store", "err", err)
 		}
 	}()
@@ -136,6 +139,7 @@ func (sc *sidecar) run(ctx context.Context) error {
 	}
 	work, workCtx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(frontCtx, func() { work.Go(func() error { return context.Cause(frontCtx) }) })
+	sc.store.run(frontCtx, front)
 	sc.work(workCtx, work)
 	sc.log.Info("running", "version", buildVersion(), "node", sc.set.Node, "agent", sc.set.Agent, "store", sc.set.Store)
 	err := work.Wait()
@@ -179,8 +183,13 @@ func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return sc.tokens.Run(ctx) })
 	g.Go(func() error { return sc.catalog.Run(ctx) })
 	g.Go(func() error { return sc.watchSettings(ctx) })
-	g.Go(func() error { return sc.issuer.Run(ctx) })
+	if sc.set.Role != "edge" {
+		g.Go(func() error { return sc.issuer.Run(ctx) })
+	}
 	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store}) })
+	if sc.store.fleet != nil {
+		g.Go(func() error { return sc.reportHealth(ctx) })
+	}
 	g.Go(func() error { return sc.removal.Run(ctx) })
 	if sc.set.AgentCheck != "" {
 		g.Go(func() error { return sc.rows().Run(ctx) })
@@ -205,7 +214,7 @@ func listenControl(path string) (net.Listener, error) {
 
 // structural is what a running sidecar can't change.
 func structural(s settings.Settings) []string {
-	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Node, s.Control, s.Probe}
+	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, strconv.FormatBool(s.SealPlain), s.Node, s.Control, s.Probe}
 }
 
 // newProcess is called when a HAProxy process that was not seen before speaks to the agent.
@@ -279,6 +288,29 @@ func (sc *sidecar) apply(s settings.Settings) {
 	}
 	if err != nil {
 		sc.log.Error("the last good settings of the CA stay in force", "err", err)
+	}
+}
+
+const healthEvery = 5 * time.Second
+
+// reportHealth tells Consul how this node does.
+func (sc *sidecar) reportHealth(ctx context.Context) error {
+	tick := time.NewTicker(healthEvery)
+	defer tick.Stop()
+	for {
+		problem := ""
+		for _, c := range sc.view().Conditions {
+			if !c.OK {
+				problem = c.Name + ": " + c.Message
+				break
+			}
+		}
+		sc.store.fleet.SetHealth(problem)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
 	}
 }
 
