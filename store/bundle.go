@@ -18,7 +18,7 @@ import (
 // Limits of what ParseBundle reads. HAProxy's own limit for one file at run time is 16 kB before 3.4.
 const (
 	maxBundleBytes  = 256 << 10
-	maxKeyBytes     = 16 << 10
+	maxKeyBytes     = 8 << 10 // RSA-8192 fits
 	maxCertificates = 32
 )
 

@@ -143,7 +143,7 @@ func TestParseBundleErrors(t *testing.T) {
 		p.key + block("CERTIFICATE"):   "certificate 1 of 1 is damaged",
 		p.key + block("SECRET SAUCE"):  "a PEM block that is neither certificate nor private key",
 		strings.Repeat("a", 256<<10+1): "262145 bytes, the limit is 262144",
-		p.leaf + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: make([]byte, 16<<10+1)})): "the private key is over 16384 bytes",
+		p.leaf + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: make([]byte, 8<<10+1)})): "the private key is over 8192 bytes",
 		manyBlocks(33): "more than 32 certificates",
 	} {
 		_, err := store.ParseBundle([]byte(in))
