@@ -23,7 +23,7 @@ func (f *flow) fetch(ctx context.Context, order acme.ExtendedOrder) error {
 	}
 	cert, err := f.check(chain)
 	if err != nil {
-		return &failure{class: classRefused, gone: true, err: fmt.Errorf("check certificate: %w", err)}
+		return &failure{class: classRefused, gone: true, err: fmt.Errorf("refuse the CA's certificate: %w", err)}
 	}
 	cert.URL = order.Certificate
 	return f.keep(ctx, cert)

@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -72,6 +73,9 @@ type request struct {
 	order   *modelOrder
 	payload map[string]any
 }
+
+// unreachable makes an interceptor fail the request.
+var unreachable = &http.Response{}
 
 const modelStep = 50 * time.Millisecond // how long validation and issuing take
 
@@ -139,7 +143,9 @@ func (m *model) RoundTrip(req *http.Request) (*http.Response, error) {
 	intercept := m.intercept
 	m.mu.Unlock()
 	if intercept != nil {
-		if resp := intercept(r); resp != nil {
+		if resp := intercept(r); resp == unreachable {
+			return nil, errors.New("dial tcp: lookup ca.example: no such host")
+		} else if resp != nil {
 			return resp, req.Context().Err()
 		}
 	}

@@ -174,7 +174,11 @@ func (t *term) loop(ctx context.Context) error {
 			t.log.Warn("can't go on; trying again", "err", err)
 			next = time.Now().Add(leadPause)
 		}
-		timer.Reset(min(max(time.Until(next), passPause), lookAgain))
+		pause := lookAgain
+		if !next.IsZero() {
+			pause = min(max(time.Until(next), passPause), lookAgain)
+		}
+		timer.Reset(pause)
 		if err := sleep(ctx, passPause); err != nil {
 			return nil
 		}
