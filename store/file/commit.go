@@ -14,10 +14,8 @@ const (
 	maxBatchBytes   = 4 << 20
 	maxJournalBytes = 16 << 20
 	maxPending      = 1024 // records
-	// pause is how long nothing is committed before files are written, quiet before they are synced and the journal is
-	// emptied.
+	// pause is how long nothing is committed before files are written.
 	pause = 20 * time.Millisecond
-	quiet = time.Second
 )
 
 // request is one commit on its way to the writer.
@@ -72,7 +70,7 @@ func (s *Store) Commit(ctx context.Context, lease store.Lease, pre []store.Preco
 // write is the one writer.
 func (s *Store) write() {
 	defer s.finish()
-	idle := time.NewTimer(quiet)
+	idle := time.NewTimer(s.quiet)
 	defer idle.Stop()
 	for written := true; ; {
 		select {
@@ -88,9 +86,9 @@ func (s *Store) write() {
 		case <-idle.C:
 			if !written {
 				written = s.reported("write records", s.writeOut())
-				idle.Reset(quiet)
+				idle.Reset(s.quiet)
 			} else if !s.checkpoint() {
-				idle.Reset(quiet)
+				idle.Reset(s.quiet)
 			}
 		}
 	}

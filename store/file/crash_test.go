@@ -138,7 +138,7 @@ func fileSize(path string) int64 {
 // power may, opens as the state of one commit, not older than the last one that was acknowledged.
 func TestCrash(t *testing.T) {
 	r := &recorder{t: t, dir: t.TempDir(), copies: t.TempDir(), loose: map[string]bool{}}
-	s, err := open(r.dir, Options{}, r.step)
+	s, err := open(r.dir, Options{quiet: 50 * time.Millisecond}, r.step)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,6 +172,7 @@ func TestCrash(t *testing.T) {
 			"cut":   cutJournal,
 		} {
 			t.Run(fmt.Sprintf("%d %s %s", i, strings.ReplaceAll(snap.step, " ", "-"), name), func(t *testing.T) {
+				t.Parallel()
 				checkSnapshot(t, snap, harm)
 			})
 		}

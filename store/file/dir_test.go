@@ -182,7 +182,7 @@ func TestNotAFile(t *testing.T) {
 // TestRestore replaces the directory under a running process.
 func TestRestore(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
-	s := openStore(t, dir, Options{ScanEvery: 10 * time.Millisecond})
+	s := openStore(t, dir, Options{ScanEvery: 10 * time.Millisecond, quiet: 50 * time.Millisecond})
 	lease := leaseOf(t, s)
 	if err := commitWorld(t.Context(), s, lease, 1); err != nil {
 		t.Fatal(err)

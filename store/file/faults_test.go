@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spoacme/spoacme/store"
 )
@@ -30,7 +31,7 @@ func TestFaults(t *testing.T) {
 func testFault(t *testing.T, steps []string, lasting bool) {
 	f := &faults{}
 	dir := t.TempDir()
-	s, err := open(dir, Options{}, f.step)
+	s, err := open(dir, Options{quiet: 50 * time.Millisecond}, f.step)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func (f *faults) step(name, _ string) error {
 func TestFailedSync(t *testing.T) {
 	f, renamed := &faults{}, map[string]int{}
 	dir := t.TempDir()
-	s, err := open(dir, Options{}, func(step, path string) error {
+	s, err := open(dir, Options{quiet: 50 * time.Millisecond}, func(step, path string) error {
 		if step == "rename" {
 			renamed[filepath.Base(path)]++
 		}

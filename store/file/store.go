@@ -38,6 +38,8 @@ type Options struct {
 	Sealer    store.Sealer  // default store.Plain: the directory is private
 	Log       *slog.Logger  // default none
 	ScanEvery time.Duration // how often to look for foreign edits; default 2 s
+
+	quiet time.Duration // how long nothing is committed before the journal is emptied; default 1 s
 }
 
 // Store implements store.Store.
@@ -62,6 +64,7 @@ type Store struct {
 	dirty    map[store.Key]bool // written, but not yet synced
 	failing  bool               // the last checkpoint did
 	fault    faultFunc
+	quiet    time.Duration
 
 	queue   chan *request
 	closing chan struct{}
@@ -98,6 +101,7 @@ func open(dir string, o Options, fault faultFunc) (*Store, error) {
 		pending: map[store.Key][]byte{},
 		dirty:   map[store.Key]bool{},
 		fault:   fault,
+		quiet:   cmp.Or(o.quiet, time.Second),
 		journal: journal{path: filepath.Join(dir, "journal"), fault: fault},
 		queue:   make(chan *request),
 		closing: make(chan struct{}),
