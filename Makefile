@@ -1,17 +1,36 @@
-# make tools      what tests, demo and benchmark need, below .tools/
-# make test       all tests, those against real servers included
-# make test-unit  the tests that need no server, with the race detector
-# make lint       formatting, vet, staticcheck, shellcheck where it is installed
-# make vuln       known vulnerabilities in what is compiled in
-# make fuzz       every fuzz target for FUZZTIME
+# make demo         spoacme at work beside a real HAProxy and a real ACME server; DEMO_ONCE=1 ends after the proof
+# make test         all tests, those against real servers included; installs what they need below .tools/
+# make bench        the figures of the README
+#
+# make build        bin/spoacme
+# make lint         formatting, vet, staticcheck, shellcheck where it is installed
+# make vuln         known vulnerabilities in what is compiled in
+# make fuzz         every fuzz target for FUZZTIME
+# make test-unit    the tests that need no server, with the race detector
+# make test-docker  the image and the compose file, run for real; needs Docker
+# make tools        what tests, demo and benchmark need, below .tools/
+# make clean        removes all that was built here, the tools too
 
 SHELL := /bin/bash
 TOOLS := $(CURDIR)/.tools
 GO_FILES = $$(git ls-files -co --exclude-standard '*.go')
 HAPROXY_VERSIONS ?= 2.2 2.6 3.0 3.2
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD := go build -trimpath -buildvcs=false
 
-.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint
-.PHONY: test test-unit lint vuln fuzz
+.PHONY: demo test bench build lint vuln fuzz test-unit test-docker clean
+.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint tools-race
+
+build:
+	CGO_ENABLED=0 $(BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/spoacme ./cmd/spoacme
+
+# HAProxy is the machine's own if it has one; see integration/demo/haproxy.go.
+demo:
+	@command -v go >/dev/null || { echo 'make demo: no Go here: install Go 1.26 or newer, see https://go.dev/doc/install' >&2; exit 1; }
+	@echo 'Building spoacme, and Pebble, the ACME server. The first time takes a few minutes.'
+	@$(MAKE) --silent --no-print-directory build tools-pebble
+	@$(BUILD) -o $(TOOLS)/bin/demo ./integration/demo
+	@exec $(TOOLS)/bin/demo bin/spoacme
 
 tools: tools-haproxy tools-pebble tools-lego tools-chromium
 
@@ -21,15 +40,15 @@ tools-haproxy:
 
 # The ACME test server and its DNS server.
 tools-pebble:
-	cd integration/tools/pebble && go build -trimpath -o $(TOOLS)/bin/ tool
+	cd integration/tools/pebble && $(BUILD) -o $(TOOLS)/bin/ tool
 
 # The client that the benchmark compares with.
 tools-lego:
-	cd integration/tools/lego && go build -trimpath -o $(TOOLS)/bin/ tool
+	cd integration/tools/lego && $(BUILD) -o $(TOOLS)/bin/ tool
 
 # The Consul servers: the current one, and the oldest that is supported.
 tools-consul:
-	cd integration/tools/consul && go build -trimpath -ldflags '-s -w' -o $(TOOLS)/bin/ tool
+	cd integration/tools/consul && $(BUILD) -ldflags '-s -w' -o $(TOOLS)/bin/ tool
 	integration/tools/consul-1.8.sh $(TOOLS)/bin
 
 # The browser that looks at the statistics page.
@@ -38,19 +57,31 @@ tools-chromium:
 
 # What looks at the source.
 tools-lint:
-	cd integration/tools/lint && go build -trimpath -o $(TOOLS)/bin/ tool
+	cd integration/tools/lint && $(BUILD) -o $(TOOLS)/bin/ tool
 
-test: tools
-	go test ./...
+# The race detector needs a C compiler.
+tools-race:
+	integration/tools/need.sh gcc gcc libc6-dev
 
-test-unit:
-	go test -race $$(go list ./... | grep -v /integration)
+test: tools test-unit
+	go test -timeout 15m ./integration/...
+
+test-unit: tools-race
+	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)
+
+# Images stand in for those of the registries, so that this needs none; see integration/tools/images.sh.
+test-docker:
+	integration/tools/images.sh
+	SPOACME_TEST_DOCKER=1 go test -count=1 -timeout 15m -run '^TestCompose$$' ./integration/...
+
+bench: tools
+	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench
 
 lint: tools-lint
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }
 	go vet ./...
 	$(TOOLS)/bin/staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck integration/tools/*.sh; fi
+	@if command -v shellcheck >/dev/null; then shellcheck integration/tools/*.sh .ci/run; fi
 
 vuln: tools-lint
 	$(TOOLS)/bin/govulncheck ./...
@@ -65,3 +96,6 @@ fuzz:
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
 		done; \
 	done
+
+clean:
+	rm -rf bin $(TOOLS)
