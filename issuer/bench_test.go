@@ -21,6 +21,8 @@ type bench struct {
 	cfg   Config
 	stop  func() // ends the issuer and waits for it
 	log   *lines
+
+	commits int // for tests that count them
 }
 
 type lines struct {

@@ -31,8 +31,8 @@ type model struct {
 
 	// Set before use.
 	validate   func(token string) (keyAuthorization string) // what the CA would read from port 80
-	intercept  func(r *request) *http.Response                // may answer instead; nil: go on
-	after      func(r *request)                               // runs when a request was worked on, before it is answered
+	intercept  func(r *request) *http.Response              // may answer instead; nil: go on
+	after      func(r *request)                             // runs when a request was worked on, before it is answered
 	skew       time.Duration                                // of the Date header
 	lifetime   time.Duration
 	retryAfter string // of orders in processing
@@ -164,7 +164,9 @@ func (m *model) RoundTrip(req *http.Request) (*http.Response, error) {
 	case "nonce":
 		resp = reply(200, nil)
 	case "account":
-		resp = m.account(head.JWK, payload)
+		if resp = reply(200, map[string]any{"status": "valid"}); len(parts) == 1 {
+			resp = m.account(head.JWK, payload)
+		}
 	case "order":
 		r.order = m.place(head.KID, payload)
 		resp = m.show(r.order, 201)

@@ -1,0 +1,132 @@
+package issuer
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+func TestNames(t *testing.T) {
+	long := "https://" + strings.Repeat("a-very-long-label.", 10) + "example:14000/acme/directory?x=1"
+	for _, directory := range []string{"https://acme-v02.api.letsencrypt.org/directory", "https://127.0.0.1:14000/dir", long, "§"} {
+		for _, id := range []string{CAID(directory), AccountID(CA{Directory: directory}), AccountID(CA{Directory: directory, EABKeyID: "k/1"})} {
+			if err := store.ValidName(id); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if CAID("https://ca.example/a") == CAID("https://ca.example/b") {
+		t.Error("two directories of one host share a name")
+	}
+}
+
+func TestSettings(t *testing.T) {
+	good := CA{Directory: "https://ca.example/directory"}
+	for want, cas := range map[string][]CA{
+		"configure the issuer: no CA; name one, for example letsencrypt":                                                 nil,
+		`configure the issuer: CA "http://ca.example/": use the https:// URL of its directory`:                           {{Directory: "http://ca.example/"}},
+		`configure the issuer: CA "letsencrypt": use the https:// URL of its directory`:                                  {{Directory: "letsencrypt"}},
+		"configure the issuer: CA https://ca.example/directory: external account binding needs both key id and HMAC key": {{Directory: good.Directory, EABKeyID: "x"}},
+		"configure the issuer: CA https://ca.example/directory: named twice":                                             {good, good},
+	} {
+		s := Settings{CAs: cas}
+		if err := s.validate(); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+func TestAccount(t *testing.T) {
+	lost := func(b *bench) store.Key {
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		b.stop()
+		key := store.Key{Kind: store.KindAccount, Name: AccountID(b.cfg.CAs[0])}
+		if b.store.Raw(key) == nil {
+			b.t.Fatal("no account is stored")
+		}
+		b.store.Edit(key, nil)
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		return key
+	}
+	bubble(t, "lost", func(t *testing.T, b *bench) {
+		key := lost(b)
+		b.start()
+		b.settle(time.Second)
+		want := "account " + key.Name + " is not in the store, but certificate shop of https://ca.example/directory is: restore the store, or allow a new account"
+		if a := read[*store.Attempt](b, store.KindAttempt, "blog"); a == nil || a.Error != want {
+			t.Errorf("got %+v, want %s", a, want)
+		}
+		if len(b.ca.accounts) != 1 {
+			t.Errorf("%d accounts", len(b.ca.accounts))
+		}
+	})
+	bubble(t, "lost, and a new one allowed while running", func(t *testing.T, b *bench) {
+		lost(b)
+		i, err := New(b.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.run(i)
+		b.settle(time.Second)
+		s := b.cfg.Settings
+		s.NewAccount = true
+		if err := i.Reconfigure(s); err != nil {
+			t.Fatal(err)
+		}
+		b.settle(time.Second)
+		if len(b.ca.accounts) != 2 || b.count(store.KindIssued) != 2 {
+			t.Errorf("%d accounts, %d issued", len(b.ca.accounts), b.count(store.KindIssued))
+		}
+	})
+	bubble(t, "unknown to the CA", func(t *testing.T, b *bench) {
+		b.cfg.NewAccount = true
+		forgotten := true
+		b.ca.intercept = func(r *request) *http.Response {
+			if r.op == "account" {
+				forgotten = false
+			}
+			if r.op == "order" && forgotten {
+				return problem(400, "accountDoesNotExist", "Account not found")
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		forgotten = true
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.settle(20 * time.Minute)
+		if b.count(store.KindIssued) != 2 || len(b.ca.accounts) != 1 {
+			t.Errorf("%d issued, %d accounts: the same key is to be registered again", b.count(store.KindIssued), len(b.ca.accounts))
+		}
+	})
+	bubble(t, "external binding", func(t *testing.T, b *bench) {
+		b.ca.eab = true
+		b.cfg.CAs[0].EABKeyID, b.cfg.CAs[0].EABKey = "kid-1", "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ"
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		if b.count(store.KindIssued) != 1 {
+			t.Error("not issued")
+		}
+	})
+	bubble(t, "the address changes", func(t *testing.T, b *bench) {
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		b.stop()
+		b.cfg.Email = "ops@example.com"
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.start()
+		b.settle(time.Second)
+		a := read[*store.Account](b, store.KindAccount, AccountID(b.cfg.CAs[0]))
+		if a == nil || a.Email != "ops@example.com" || len(b.ca.accounts) != 1 || b.count(store.KindIssued) != 2 {
+			t.Errorf("account %+v, %d at the CA", a, len(b.ca.accounts))
+		}
+	})
+}

@@ -1,0 +1,300 @@
+package issuer
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/storetest"
+)
+
+// Other certificates go on while one is limited; a limit on the account stops them all until it ends.
+func TestRateLimits(t *testing.T) {
+	limit := func(detail string, names ...string) func(r *request) *http.Response {
+		return func(r *request) *http.Response {
+			if r.op != "order" {
+				return nil
+			}
+			for _, n := range names {
+				if strings.Contains(fmt.Sprint(r.payload), n) {
+					return problem(429, "rateLimited", detail, "Retry-After", "7200")
+				}
+			}
+			return nil
+		}
+	}
+	bubble(t, "of one certificate", func(t *testing.T, b *bench) {
+		b.ca.intercept = limit("too many certificates (5) already issued for this exact set of identifiers", "shop")
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.start()
+		b.settle(time.Minute)
+		if read[*store.Certificate](b, store.KindIssued, "blog") == nil {
+			t.Error("the other one was held up")
+		}
+		if a := read[*store.Attempt](b, store.KindAttempt, "shop"); a == nil || !a.Limited || b.count(store.KindBudget) != 0 {
+			t.Errorf("attempt %+v", a)
+		}
+		before := b.ca.requests
+		b.ask(store.RequestRenew, "shop", store.Spec{})
+		b.stop()
+		b.start()
+		b.settle(time.Hour)
+		if b.ca.requests != before {
+			t.Error("asked again before the CA allowed it")
+		}
+	})
+	bubble(t, "of the account", func(t *testing.T, b *bench) {
+		b.ca.intercept = limit("too many new orders (300) from this account in the last 3h0m0s", "shop")
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Minute)
+		b.stop()
+		before := b.ca.requests
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.ca.intercept = nil
+		b.start()
+		b.settle(time.Hour + 50*time.Minute)
+		if b.ca.requests != before {
+			t.Errorf("%d requests before the CA allowed them", b.ca.requests-before)
+		}
+		b.settle(time.Hour)
+		if b.count(store.KindIssued) != 2 {
+			t.Error("not issued afterwards")
+		}
+	})
+	bubble(t, "of three certificates in a row", func(t *testing.T, b *bench) {
+		b.ca.intercept = limit("too many of something", "example")
+		var certs []string
+		for i := range 30 {
+			certs = append(certs, fmt.Sprintf("c%d=c%d.example.com", i, i))
+		}
+		b.cfg.MaxOrders = 3
+		b.demand(certs...)
+		b.start()
+		b.settle(time.Hour)
+		if n := b.ca.requests; n > 12 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+// Limits of our own stay below the CA's.
+func TestOwnLimits(t *testing.T) {
+	bubble(t, "orders", func(t *testing.T, b *bench) {
+		b.cfg.CAs[0].Orders = 10
+		var certs []string
+		for i := range 25 {
+			certs = append(certs, fmt.Sprintf("c%02d=c%02d.example.com", i, i))
+		}
+		b.demand(certs...)
+		b.start()
+		for i, want := range []int{10, 20, 25} {
+			b.settle(time.Minute)
+			if n := len(b.ca.orders); n != want {
+				t.Errorf("%d orders after %d windows, want %d", n, i, want)
+			}
+			b.settle(orderWindow)
+		}
+	})
+	bubble(t, "the same names", func(t *testing.T, b *bench) {
+		b.cfg.CAs[0].Orders = 100
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		for range 6 {
+			b.ask(store.RequestRenew, "shop", store.Spec{})
+			b.settle(time.Hour)
+		}
+		if n := len(b.ca.orders); n != 4 {
+			t.Errorf("%d orders, want 4", n)
+		}
+		b.settle(week)
+		if n := len(b.ca.orders); n != 5 {
+			t.Errorf("%d orders a week later, want 5", n)
+		}
+	})
+}
+
+func TestNextCA(t *testing.T) {
+	bubble(t, "the first is down", func(t *testing.T, b *bench) {
+		second := newModel(t)
+		second.host, second.validate = "second.example", b.published
+		b.ca.intercept = func(*request) *http.Response { return answer(503, "") }
+		b.cfg.HTTP = &http.Client{Transport: both{b.ca, second}}
+		b.cfg.CAs = append(b.cfg.CAs, CA{Directory: second.directory()})
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.start()
+		b.settle(10 * time.Second)
+		c := read[*store.Certificate](b, store.KindIssued, "shop")
+		if c == nil || c.CA != second.directory() || b.count(store.KindIssued) != 2 {
+			t.Errorf("issued %+v", c)
+		}
+		second.intercept = b.ca.intercept
+		b.demand("shop=shop.example.com", "blog=blog.example.com", "both=both.example.com")
+		before := b.ca.requests + second.requests
+		b.settle(3 * time.Hour)
+		if n := b.ca.requests + second.requests - before; n > 100 {
+			t.Errorf("%d requests while both are down", n)
+		}
+	})
+	bubble(t, "an order stays where it is", func(t *testing.T, b *bench) {
+		second := newModel(t)
+		second.host, second.validate = "second.example", b.published
+		b.cfg.HTTP = &http.Client{Transport: both{b.ca, second}}
+		b.cfg.CAs = append(b.cfg.CAs, CA{Directory: second.directory()})
+		b.ca.intercept = func(r *request) *http.Response {
+			if r.op == "get" {
+				return answer(503, "")
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(30 * time.Second)
+		b.ca.intercept = nil
+		b.settle(10 * time.Minute)
+		if c := read[*store.Certificate](b, store.KindIssued, "shop"); c == nil || c.CA != b.ca.directory() || second.requests != 0 {
+			t.Errorf("issued %+v", c)
+		}
+	})
+}
+
+// both routes by host.
+type both [2]*model
+
+func (m both) RoundTrip(req *http.Request) (*http.Response, error) {
+	for _, ca := range m {
+		if ca.host == req.URL.Host {
+			return ca.RoundTrip(req)
+		}
+	}
+	return nil, errors.New("no such host")
+}
+
+func TestBarrier(t *testing.T) {
+	bubble(t, "a node does not answer", func(t *testing.T, b *bench) {
+		b.store.AckAll = false
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(4 * time.Second)
+		if n := b.count(store.KindChallenges); n != 1 {
+			t.Fatalf("%d publications", n)
+		}
+		b.settle(2 * time.Second)
+		if b.count(store.KindIssued) != 1 {
+			t.Error("not issued")
+		}
+		if !strings.Contains(b.log.String(), "node=[memory]") {
+			t.Error("the node is not named")
+		}
+	})
+	bubble(t, "the node answers", func(t *testing.T, b *bench) {
+		b.store.AckAll = false
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		go func() {
+			_ = b.store.Follow(t.Context(), func([]store.Key) {
+				l, _ := b.store.List(t.Context(), store.KindChallenges)
+				for _, e := range l.Entries {
+					_ = b.store.Ack(t.Context(), e.Record.(*store.Challenges).Generation)
+				}
+			}, store.KindChallenges)
+		}()
+		b.start()
+		b.settle(time.Second)
+		if b.count(store.KindIssued) != 2 {
+			t.Error("not issued")
+		}
+		b.stop()
+		_ = b.store.Close()
+	})
+}
+
+func TestEnd(t *testing.T) {
+	bubble(t, "the process is asked to end", func(t *testing.T, b *bench) {
+		b.ca.intercept = func(r *request) *http.Response {
+			if r.op == "challenge" {
+				return reply(200, map[string]string{"status": "processing"})
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		if b.count(store.KindChallenges) != 1 {
+			t.Fatal("no tokens out")
+		}
+		start := time.Now()
+		b.stop()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if b.count(store.KindChallenges) != 0 || b.count(store.KindOrder) != 1 {
+			t.Error("tokens are left, or the order is not")
+		}
+		if a := read[*store.Attempt](b, store.KindAttempt, "shop"); a == nil || a.Error != "" {
+			t.Errorf("the end counts as a failure: %+v", a)
+		}
+		b.ca.intercept = nil
+		b.start()
+		b.settle(5 * time.Second)
+		if b.count(store.KindIssued) != 1 || len(b.ca.orders) != 1 {
+			t.Errorf("%d issued from %d orders", b.count(store.KindIssued), len(b.ca.orders))
+		}
+	})
+	bubble(t, "the lease ends", func(t *testing.T, b *bench) {
+		b.ca.intercept = func(r *request) *http.Response {
+			if r.op == "get" {
+				b.store.Edit(store.Key{Kind: store.KindDemand, Name: "one"}, nil)
+				b.store.EndLease(errKilled)
+				go func() { _, _ = b.store.Lead(t.Context()) }() // somebody else leads now
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		before := b.ca.requests
+		b.settle(time.Hour)
+		if b.ca.requests != before {
+			t.Errorf("%d requests without a lease", b.ca.requests-before)
+		}
+	})
+	bubble(t, "an endless crash loop", func(t *testing.T, b *bench) {
+		b.ca.after = func(r *request) {
+			if r.op == "order" {
+				b.store.EndLease(errKilled)
+			}
+		}
+		b.demand("shop=shop.example.com")
+		for range 40 {
+			b.start()
+			b.settle(30 * time.Second)
+			b.stop()
+		}
+		if n := len(b.ca.orders); n > 6 {
+			t.Errorf("%d orders in 20 minutes of crashing", n)
+		}
+	})
+}
+
+// A node that is idle does nothing.
+func TestIdle(t *testing.T) {
+	bubble(t, "a week", func(t *testing.T, b *bench) {
+		b.store.OnCommit = func(n int, _ []store.Op) storetest.Fault {
+			b.commits = n
+			return storetest.Fault{}
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Second)
+		commits, requests := b.commits, b.ca.requests
+		b.settle(week)
+		if b.ca.requests != requests || b.commits != commits {
+			t.Errorf("%d requests, %d commits", b.ca.requests-requests, b.commits-commits)
+		}
+	})
+}
