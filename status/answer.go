@@ -52,6 +52,8 @@ func rowOf(c CertificateView, now time.Time) answer {
 		return answer{wordsDrain, c.Percent, because("renewal failing", fmt.Sprintf("expires in %s, %s", span(c.Stored.NotAfter.Sub(now)), c.Error))}
 	case Unwanted:
 		return answer{wordsDrain, c.Percent, "no longer wanted, expires " + expires(c, now)}
+	case Foreign:
+		return answer{wordsUp, c.Percent, "of another tool, " + wellness(c, now)}
 	case Renewing:
 		return answer{wordsUp, c.Percent, "renewing, " + wellness(c, now)}
 	}

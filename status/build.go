@@ -15,6 +15,7 @@ const maxError = 500
 
 // facts is all that is known of one certificate.
 type facts struct {
+	foreign bool
 	wanted  *store.Wanted
 	issued  *store.Certificate
 	order   *store.Order
@@ -52,6 +53,11 @@ func gather(in Input) map[string]*facts {
 	}
 	for _, c := range in.Issued {
 		of(c.Name).issued = c
+	}
+	for _, c := range in.Foreign {
+		if f := of(c.Name); f.issued == nil {
+			f.issued, f.foreign = c, true
+		}
 	}
 	// Orders and attempts alone make no certificate: they may be left from one that was removed.
 	for _, o := range in.Orders {
@@ -104,6 +110,12 @@ func (f *facts) lastTryCounts() bool {
 
 func (f *facts) state(now time.Time, notServed bool) State {
 	switch {
+	case f.foreign && !now.Before(f.issued.NotAfter):
+		return Expired
+	case f.foreign && notServed:
+		return Drift
+	case f.foreign:
+		return Foreign
 	case f.wanted == nil:
 		return Unwanted
 	case f.issued == nil:

@@ -6,9 +6,9 @@ import (
 
 // collector turns the view into metrics at every scrape.
 type collector struct {
-	view                                func() View
-	notAfter, renewAt, served, failures *prometheus.Desc
-	states, condition, ready, haproxy   *prometheus.Desc
+	view                                     func() View
+	notAfter, renewAt, served, failures      *prometheus.Desc
+	states, condition, ready, drift, haproxy *prometheus.Desc
 }
 
 // Metrics returns the metrics of certificates and conditions, made from the view when they are asked for.
@@ -25,13 +25,14 @@ func Metrics(view func() View) []prometheus.Collector {
 		states:    desc("certificates", "Certificates by state.", "state"),
 		condition: desc("condition", "1 when the condition holds.", "condition"),
 		ready:     desc("ready", "1 when every condition holds."),
+		drift:     desc("fleet_drift_since_seconds", "Since when a node of the fleet does not serve the stored certificate, in seconds since 1970.", "certificate", "node"),
 		haproxy:   desc("haproxy_reachable", "1 when HAProxy answers on its stats socket."),
 	}}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.notAfter, c.renewAt, c.served, c.failures, c.states, c.condition, c.ready, c.haproxy} {
+	for _, d := range []*prometheus.Desc{c.notAfter, c.renewAt, c.served, c.failures, c.states, c.condition, c.ready, c.drift, c.haproxy} {
 		ch <- d
 	}
 }
@@ -51,7 +52,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		if !cert.RenewAt.IsZero() {
 			gauge(c.renewAt, float64(cert.RenewAt.Unix()), cert.Name)
 		}
-		gauge(c.served, float64(cert.Nodes.Serving), cert.Name)
+		gauge(c.served, number(cert.Stored != nil && cert.Served != nil && cert.Served.Fingerprint == cert.Stored.Fingerprint), cert.Name)
 		gauge(c.failures, float64(cert.Failures), cert.Name)
 	}
 	for _, s := range States() {
@@ -62,6 +63,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		if !seen[cond.Name] {
 			seen[cond.Name] = true
 			gauge(c.condition, number(cond.OK), cond.Name)
+		}
+	}
+	for _, n := range v.Fleet {
+		for _, d := range n.Differs {
+			gauge(c.drift, float64(d.Since.Unix()), d.Certificate, n.Name)
 		}
 	}
 	gauge(c.ready, number(v.Ready()))

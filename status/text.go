@@ -68,6 +68,9 @@ func Table(w io.Writer, v View) error {
 	} else if err := t.Flush(); err != nil {
 		return err
 	}
+	if err := fleet(&b, v); err != nil {
+		return err
+	}
 	troubles(&b, v)
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -90,6 +93,44 @@ func head(v View) string {
 	return line + ": NOT READY"
 }
 
+// fleet writes a row per node.
+func fleet(b *strings.Builder, v View) error {
+	if len(v.Fleet) == 0 {
+		return nil
+	}
+	b.WriteString("\n")
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tROLE\tSTATE\tDIFFERS")
+	for _, n := range v.Fleet {
+		role := n.Role
+		if role == "" {
+			role = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", n.Name, role, n.state(), len(n.Differs))
+	}
+	return t.Flush()
+}
+
+// state says in a few words how a node is.
+func (n Node) state() string {
+	var words []string
+	switch {
+	case !n.Live:
+		return "gone: `spoacme forget " + n.Name + "` if for good"
+	case n.Leads:
+		words = append(words, "leads")
+	default:
+		words = append(words, "live")
+	}
+	if n.Suspect {
+		words = append(words, "missed an order's tokens")
+	}
+	if n.Behind {
+		words = append(words, "catching up")
+	}
+	return strings.Join(words, ", ")
+}
+
 func troubles(b *strings.Builder, v View) {
 	first := true
 	say := func(name, text string) {
@@ -102,6 +143,14 @@ func troubles(b *strings.Builder, v View) {
 	for _, c := range v.Certificates {
 		if c.Error != "" {
 			say(c.Name, c.Error)
+		}
+	}
+	for _, n := range v.Fleet {
+		if n.Name == v.Node {
+			continue // said above
+		}
+		for _, d := range n.Differs {
+			say(d.Certificate+" on "+n.Name, d.Cause+" (for "+span(v.Time.Sub(d.Since))+")")
 		}
 	}
 	for _, c := range v.Conditions {
@@ -137,7 +186,7 @@ func next(c CertificateView, now time.Time) string {
 		return what + " in " + span(t.Sub(now))
 	}
 	switch {
-	case c.State == Unwanted:
+	case c.State == Unwanted, c.State == Foreign:
 		return "-"
 	case c.Failures > 0 && c.Error != "" && (c.State == Failing || c.State == Missing || c.State == Expired):
 		return in("retry", c.NextAttempt)

@@ -20,6 +20,7 @@ type State string
 
 // The states.
 const (
+	Foreign  State = "foreign"  // another tool's, put into the fleet's store: deployed and never renewed
 	Unwanted State = "unwanted" // stored, but nobody asks for it any more: it is not renewed
 	Missing  State = "missing"  // wanted and not issued yet
 	Expired  State = "expired"  // what is stored is past its end
@@ -30,7 +31,9 @@ const (
 )
 
 // States lists all states, the worst first.
-func States() []State { return []State{Expired, Missing, Drift, Failing, Renewing, Unwanted, OK} }
+func States() []State {
+	return []State{Expired, Missing, Drift, Failing, Renewing, Unwanted, Foreign, OK}
+}
 
 // View is everything at one moment.
 type View struct {
@@ -41,8 +44,32 @@ type View struct {
 	Certificates []CertificateView `json:"certificates"` // by name
 	Conditions   []Condition       `json:"conditions"`
 	// Loading is set until the store was read once: that a certificate is not there means nothing yet.
-	Loading bool `json:"loading,omitempty"`
+	Loading bool   `json:"loading,omitempty"`
+	Fleet   []Node `json:"fleet,omitempty"` // all nodes, this one too, by name; empty without a fleet
 }
+
+// Node is one node of the fleet.
+type Node struct {
+	Name  string `json:"name"`
+	Role  string `json:"role,omitempty"`
+	Live  bool   `json:"live"`  // its sidecar runs and reaches the store
+	Leads bool   `json:"leads"` // it issues
+	// Suspect nodes missed the tokens of an order in time: orders don't wait for them until they catch up.
+	Suspect bool         `json:"suspect,omitempty"`
+	Behind  bool         `json:"behind,omitempty"` // has not seen the last change
+	Differs []Difference `json:"differs,omitempty"`
+}
+
+// Difference is a certificate that a node does not serve as it is stored.
+type Difference struct {
+	Certificate string    `json:"certificate"`
+	Fingerprint string    `json:"fingerprint,omitempty"` // what is served; empty for nothing
+	Cause       string    `json:"cause"`                 // why, and what to do
+	Since       time.Time `json:"since"`
+}
+
+// serves reports whether certificates are served on the node.
+func (n Node) serves() bool { return n.Live && n.Role != "issuer" }
 
 // HAProxy is the process beside the sidecar.
 type HAProxy struct {
@@ -122,6 +149,8 @@ type Input struct {
 	HAProxy  HAProxy
 	Wanted   []*store.Wanted
 	Issued   []*store.Certificate
+	Foreign  []*store.Certificate // of other tools, not renewed
+	Fleet    []Node               // empty without a fleet
 	Orders   []*store.Order
 	Attempts []*store.Attempt
 	// Served is what this node's HAProxy serves, by certificate name. With HAProxy reachable, a

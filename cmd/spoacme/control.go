@@ -22,6 +22,7 @@ import (
 //	GET  /status          status.View
 //	POST /requests        request → ticket
 //	GET  /requests/{id}   progress
+//	POST /forget          forgetting → {}
 
 // request is what a command asks for.
 type request struct {
@@ -55,6 +56,7 @@ type control struct {
 	store   store.Store
 	catalog *catalog
 	removal *removal
+	fleet   *fleet // nil without a fleet
 	view    func() status.View
 	log     *slog.Logger
 }
@@ -66,7 +68,13 @@ func (c *control) Serve(ctx context.Context, ln net.Listener) error {
 
 func (c *control) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, c.view()) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		if c.fleet != nil {
+			c.fleet.refresh(r.Context(), nodesFresh)
+		}
+		reply(w, http.StatusOK, c.view())
+	})
+	mux.HandleFunc("POST /forget", c.forget)
 	mux.HandleFunc("POST /requests", c.accept)
 	mux.HandleFunc("GET /requests/{id}", c.follow)
 	return mux
@@ -91,6 +99,24 @@ func (c *control) accept(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, ticket{rec.ID})
+}
+
+// forget drops what a node that is gone left behind.
+func (c *control) forget(w http.ResponseWriter, r *http.Request) {
+	var f forgetting
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes)).Decode(&f); err != nil {
+		reply(w, http.StatusBadRequest, failure{"the request can't be read: use a spoacme of the same version"})
+		return
+	}
+	if c.fleet == nil {
+		reply(w, http.StatusConflict, failure{"there is no fleet: SPOACME_STORE is a directory"})
+		return
+	}
+	if err := c.fleet.store.Forget(r.Context(), f.Node); err != nil {
+		reply(w, http.StatusConflict, failure{err.Error()})
+		return
+	}
+	reply(w, http.StatusOK, struct{}{})
 }
 
 // refuse says what can be said at once; everything else is for the leader to say.

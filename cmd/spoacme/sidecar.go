@@ -43,6 +43,7 @@ type sidecar struct {
 	catalog *catalog
 	tokens  *tokens
 	removal *removal
+	fleet   *fleet // nil without a fleet
 	table   *spoa.Table
 	agent   *spoa.Agent
 	engine  chan struct{} // a new HAProxy process said HELLO: read the settings
@@ -61,6 +62,9 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 	}
 	sc.hap.SetPlace(s.CrtDir, s.CrtList)
 	sc.catalog = newCatalog(st, r.log, func(names []string) { sc.hap.Poke(names...) })
+	if st.fleet != nil {
+		sc.fleet = newFleet(st.fleet, r.log, s.Node, sc.view, func(names []string) { sc.hap.Poke(names...) })
+	}
 	sc.removal = newRemoval(r.hap, sc.catalog, r.log)
 	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
 	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() }, Logger: r.log})
@@ -173,7 +177,7 @@ func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, view: sc.view, log: sc.log}
+	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, fleet: sc.fleet, view: sc.view, log: sc.log}
 	g.Go(func() error { return c.Serve(ctx, local) })
 	return nil
 }
@@ -186,9 +190,10 @@ func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	if sc.set.Role != "edge" {
 		g.Go(func() error { return sc.issuer.Run(ctx) })
 	}
-	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store}) })
-	if sc.store.fleet != nil {
-		g.Go(func() error { return sc.reportHealth(ctx) })
+	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store, sc.fleet}) })
+	if sc.fleet != nil {
+		g.Go(func() error { return sc.fleet.Run(ctx) })
+		g.Go(func() error { return sc.fleet.FollowForeign(ctx) })
 	}
 	g.Go(func() error { return sc.removal.Run(ctx) })
 	if sc.set.AgentCheck != "" {
@@ -288,29 +293,6 @@ func (sc *sidecar) apply(s settings.Settings) {
 	}
 	if err != nil {
 		sc.log.Error("the last good settings of the CA stay in force", "err", err)
-	}
-}
-
-const healthEvery = 5 * time.Second
-
-// reportHealth tells Consul how this node does.
-func (sc *sidecar) reportHealth(ctx context.Context) error {
-	tick := time.NewTicker(healthEvery)
-	defer tick.Stop()
-	for {
-		problem := ""
-		for _, c := range sc.view().Conditions {
-			if !c.OK {
-				problem = c.Name + ": " + c.Message
-				break
-			}
-		}
-		sc.store.fleet.SetHealth(problem)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spoacme/spoacme/dataplane"
@@ -25,7 +26,11 @@ func (sc *sidecar) view() status.View {
 		Issued:   all[*store.Certificate](sc.catalog),
 		Orders:   all[*store.Order](sc.catalog),
 		Attempts: all[*store.Attempt](sc.catalog),
+		Foreign:  sc.fleet.foreignCertificates(),
 		Served:   map[string]status.Served{},
+	}
+	if sc.fleet != nil {
+		in.Fleet = sc.fleet.known()
 	}
 	diskErrs := 0
 	for _, c := range report.Certificates {
@@ -80,6 +85,7 @@ func (sc *sidecar) conditions(report dataplane.Report, loaded bool, unreadable [
 type source struct {
 	catalog *catalog
 	store   store.Store
+	fleet   *fleet // nil without a fleet
 }
 
 func (s source) List(context.Context) ([]dataplane.Want, error) {
@@ -87,14 +93,21 @@ func (s source) List(context.Context) ([]dataplane.Want, error) {
 		return nil, errors.New("the store was not read yet")
 	}
 	var wants []dataplane.Want
-	for _, c := range all[*store.Certificate](s.catalog) {
-		wants = append(wants, dataplane.Want{Name: c.Name, Fingerprint: c.Fingerprint})
+	issued := all[*store.Certificate](s.catalog)
+	for _, c := range append(issued, s.fleet.foreignCertificates()...) {
+		if i, ours := slices.BinarySearchFunc(issued, c.Name, func(c *store.Certificate, name string) int { return compareNames(c.Name, name) }); !ours || issued[i] == c {
+			wants = append(wants, dataplane.Want{Name: c.Name, Fingerprint: c.Fingerprint})
+		}
 	}
 	return wants, nil
 }
 
 func (s source) Load(ctx context.Context, name string) (*store.Bundle, error) {
 	e, err := s.store.Get(ctx, store.Key{Kind: store.KindIssued, Name: name})
+	if errors.Is(err, store.ErrAbsent) && s.fleet != nil {
+		foreign, err := s.fleet.store.Foreign(ctx, name)
+		return foreign.Bundle, err
+	}
 	if err != nil {
 		return nil, err
 	}
