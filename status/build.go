@@ -49,7 +49,9 @@ func gather(in Input) map[string]*facts {
 		return f
 	}
 	for _, w := range in.Wanted {
-		of(w.Name).wanted = w
+		if len(w.Sources) > 0 || w.IssuedByHand { // otherwise what was dropped from every haproxy.cfg
+			of(w.Name).wanted = w
+		}
 	}
 	for _, c := range in.Issued {
 		of(c.Name).issued = c

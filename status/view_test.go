@@ -23,7 +23,7 @@ func wanted(name string, domains ...string) *store.Wanted {
 	if domains == nil {
 		domains = []string{name + ".example.com"}
 	}
-	return &store.Wanted{Name: name, Spec: store.Spec{Domains: domains}, Generation: 1}
+	return &store.Wanted{Name: name, Spec: store.Spec{Domains: domains}, Generation: 1, Sources: []string{"edge1"}}
 }
 
 func issued(name string, left int) *store.Certificate {
@@ -102,6 +102,7 @@ func TestStates(t *testing.T) {
 		{"HAProxy away", func(in *Input) { in.HAProxy, in.Served = HAProxy{}, nil }, OK, "", "renew in 24d",
 			"ready up 60% #expires in 54d, serial 04e2a91b, 0/1 nodes\n"},
 		{"dropped", func(in *Input) { in.Wanted = nil }, Unwanted, "", "-", "up drain 60% #no longer wanted, expires in 54d\n"},
+		{"dropped by every node", func(in *Input) { in.Wanted[0].Sources = nil }, Unwanted, "", "-", "up drain 60% #no longer wanted, expires in 54d\n"},
 		{"last minutes", func(in *Input) {
 			c := issued("shop", 0)
 			c.NotAfter = now.Add(90 * time.Second)
