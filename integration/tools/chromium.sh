@@ -8,11 +8,5 @@ for name in chromium chromium-browser google-chrome; do
 		exit 0
 	fi
 done
-if [ "$(id -u)" != 0 ]; then
-	echo "chromium.sh: chromium is missing: run 'apt-get install chromium' as root" >&2
-	exit 1
-fi
-echo "chromium.sh: installing chromium"
-apt-get update -qq || true
-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null
+"$(dirname "$0")/need.sh" chromium chromium fonts-dejavu-core
 chromium --version

@@ -8,6 +8,7 @@
 # Nothing is installed on the machine itself, except patchelf and the archive's keyring where they are missing.
 set -euo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 say() { printf 'haproxy.sh: %s\n' "$*"; }
@@ -34,16 +35,6 @@ mirror() {
 	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
 		awk '/\/debian\/?$/ && !found { print; found = 1 } END { exit !found }' ||
 		die "find a Debian mirror: apt names none; set DEBIAN_MIRROR to one"
-}
-
-# need installs a Debian package on this machine unless a file of it is there.
-need() {
-	[ -e "$2" ] && return
-	[ "$(id -u)" = 0 ] || die "$1 is missing: run 'apt-get install $1' as root"
-	say "installing $1"
-	apt-get install -qq -y --no-install-recommends "$1" >/dev/null 2>&1 ||
-		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends "$1" >/dev/null; } ||
-		die "$1 can't be installed: run 'apt-get install $1' and see what it says"
 }
 
 # works tells whether an installed version runs and is what it should be. It fails for a copy that was moved, because
@@ -152,8 +143,8 @@ fi
 # Two runs at once would take each other's half-done folders for leftovers.
 exec 9>"$root/.lock"
 flock 9
-need patchelf /usr/bin/patchelf
-need debian-archive-keyring "$keyring"
+"$here/need.sh" patchelf patchelf
+"$here/need.sh" "$keyring" debian-archive-keyring
 for version in "${missing[@]}"; do
 	rm -rf "$root/$version".??????
 	works "$root/$version" "$version" || install_version "$version" "$root/$version"
