@@ -187,8 +187,8 @@ func (s *Store) agreeOnCAs(ctx context.Context, m *metaRecord) (write bool, err 
 		}
 		for node, r := range now.nodes {
 			if node != s.cfg.Node && r.Role != RoleEdge && r.CAs == casDigest(m.CAs) {
-				return false, fmt.Errorf("this node does not lead: it would order from %v, but the fleet (node %s) orders from %v: "+
-					"give all nodes the same SPOACME_CA, or this one another prefix in SPOACME_STORE", s.cfg.CAs, node, m.CAs)
+				return false, fmt.Errorf("%w: it would order from %v, but the fleet (node %s) orders from %v: give all nodes the "+
+					"same SPOACME_CA, or this one another prefix in SPOACME_STORE", errUnfit, s.cfg.CAs, node, m.CAs)
 			}
 		}
 		s.log.Info("the fleet orders from other CAs from now on", "before", m.CAs, "now", s.cfg.CAs)
@@ -204,6 +204,7 @@ func (s *Store) countKeys(l *leaseTerm) {
 	}
 	acks, leave := s.acks.join()
 	defer leave()
+	defer s.forgetHeld()
 	for version := uint64(0); ; {
 		t, v, ok := acks.next(l.ctx, version)
 		if !ok {
@@ -232,4 +233,10 @@ func (s *Store) setHeld(nodes map[string]ackRecord) {
 	s.seen.mu.Lock()
 	defer s.seen.mu.Unlock()
 	s.seen.held = held
+}
+
+func (s *Store) forgetHeld() {
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	s.seen.held = nil
 }

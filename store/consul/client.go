@@ -50,7 +50,7 @@ func newClient(addr address, getenv func(string) string, log *slog.Logger, m *me
 	}
 	c, err := api.NewClient(config)
 	if err != nil {
-		return nil, fmt.Errorf("Consul at %s: %w", addr, err)
+		return nil, fmt.Errorf("connect to Consul at %s: %w", addr, err)
 	}
 	return &client{api: c, addr: addr, log: log, metrics: m}, nil
 }
@@ -226,6 +226,25 @@ func (c *client) acquire(ctx context.Context, key string, value []byte, session 
 	k := c.begin(ctx, callTimeout, "write "+key)
 	ok, _, err := c.api.KV().Acquire(&api.KVPair{Key: key, Value: value, Session: session}, k.writeOptions())
 	return ok, k.written(err)
+}
+
+// put writes a key that is bound to nothing.
+func (c *client) put(ctx context.Context, key string, value []byte) error {
+	k := c.begin(ctx, callTimeout, "write "+key)
+	_, err := c.api.KV().Put(&api.KVPair{Key: key, Value: value}, k.writeOptions())
+	return k.written(err)
+}
+
+// remove deletes a key, or everything below it when it ends with a slash.
+func (c *client) remove(ctx context.Context, key string) error {
+	k := c.begin(ctx, callTimeout, "delete "+key)
+	var err error
+	if strings.HasSuffix(key, "/") {
+		_, err = c.api.KV().DeleteTree(key, k.writeOptions())
+	} else {
+		_, err = c.api.KV().Delete(key, k.writeOptions())
+	}
+	return k.written(err)
 }
 
 // isForbidden reads the text that a transaction gives for an operation.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -155,8 +156,28 @@ func (s *Store) announce(l *leaseTerm, kind store.Kind, known, now map[store.Key
 		}
 		c.ops = api.TxnOps{kvOp(api.KVSet, s.keys.dir("manifest")+string(kindForeign), value, 0)}
 	}
-	s.log.Info("records were changed by someone else", "kind", string(kind), "count", len(c.fed))
-	return l.writer.do(c)
+	return s.tell(l, kind, c)
+}
+
+// maxTold is how many keys one commit tells of: more would not fit the feed, and the manifest's parts not the
+// transaction.
+const maxTold = 16
+
+// tell commits what was found, in parts.
+func (s *Store) tell(l *leaseTerm, kind store.Kind, all *commit) error {
+	s.log.Info("records were changed by someone else", "kind", string(kind), "count", len(all.fed))
+	for part := range slices.Chunk(all.fed, maxTold) {
+		c := &commit{ctx: l.ctx, ops: all.ops, fed: part, issued: map[string]*Summary{}, result: make(chan error, 1)}
+		for _, k := range part {
+			if sum, ok := all.issued[k.key.Name]; ok {
+				c.issued[k.key.Name] = sum
+			}
+		}
+		if err := l.writer.do(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // compareIssued corrects the manifest where it does not say what is issued.
@@ -192,11 +213,7 @@ func (s *Store) compareIssued(l *leaseTerm, namesOnly bool) error {
 	for name := range manifest {
 		note(name, "", nil)
 	}
-	if len(c.fed) == 0 {
-		return nil
-	}
-	s.log.Info("records were changed by someone else", "kind", string(store.KindIssued), "count", len(c.fed))
-	return l.writer.do(c)
+	return s.tell(l, store.KindIssued, c)
 }
 
 func (s *Store) sameNames(ctx context.Context, dir string, manifest map[string]Summary) (bool, error) {

@@ -45,21 +45,41 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 		return nil, fmt.Errorf("lead: %s is an edge, which never leads: set SPOACME_ROLE=node if it should", s.cfg.Node)
 	}
 	tries := newBackoff()
-	for {
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("lead: %w", ctx.Err())
-		}
+	for ctx.Err() == nil {
 		s.waitFree(ctx)
 		l, err := s.tryLead(ctx)
 		if l != nil {
 			s.log.Info("this node leads the fleet", "node", s.cfg.Node)
 			return l, nil
 		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("can't lead, trying again", "err", err)
-			sleep(ctx, tries.NextBackOff())
+		if err == nil || ctx.Err() != nil {
+			continue
 		}
+		s.log.Warn("can't lead, trying again", "err", err)
+		if errors.Is(err, errUnfit) {
+			sleep(ctx, unfitPause) // let others
+		}
+		sleep(ctx, tries.NextBackOff())
 	}
+	return nil, fmt.Errorf("lead: %w", ctx.Err())
+}
+
+// errUnfit means that this process should not lead although it could have the lock.
+var errUnfit = errors.New("this node does not lead")
+
+// unfitPause is how long such a process leaves the lock to others.
+const unfitPause = 30 * time.Second
+
+// fit looks, before the lock is taken, whether this process may lead.
+func (s *Store) fit(ctx context.Context) error {
+	meta, err := s.readMeta(ctx)
+	if err != nil || meta == nil {
+		return err
+	}
+	if _, err := s.agreeOnCAs(ctx, meta); err != nil {
+		return err
+	}
+	return s.canOpen(ctx)
 }
 
 // waitFree returns when nobody holds the lock, or ctx ended.
@@ -87,6 +107,9 @@ func (s *Store) watchLeader(ctx context.Context, got func(*api.KVPair)) {
 
 // tryLead returns nil and no error when someone else was faster.
 func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
+	if err := s.fit(ctx); err != nil || ctx.Err() != nil {
+		return nil, err
+	}
 	start := time.Now()
 	session, err := s.c.session(ctx, "spoacme leader "+s.cfg.Node, api.SessionBehaviorRelease)
 	if err != nil {
@@ -179,7 +202,7 @@ func (l *leaseTerm) renew() {
 				continue
 			}
 			if !alive {
-				l.end(errors.New("Consul ended the session"))
+				l.end(errors.New("the session was ended by Consul"))
 				return
 			}
 			tries.Reset()

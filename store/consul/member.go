@@ -38,19 +38,20 @@ type member struct {
 	s    *Store
 	wake chan struct{}
 
-	mu         sync.Mutex
-	running    bool
-	acked      bool   // Ack was called: the first full read is done
-	acks       uint64 // highest generation that was acked
-	follows    int    // how many Follows watch the challenges
-	read       string // epoch in which the last read of the challenges began
-	highest    uint64 // generation in reads of that epoch
-	table      string // epoch that the token table has reached
-	progress   time.Time
-	registered bool // once at least
-	said       ackRecord
-	changed    chan struct{} // closed when said changes
-	epochs     map[*epochUser]bool
+	mu               sync.Mutex
+	running          bool
+	acked            bool   // Ack was called: the first full read is done
+	acks             uint64 // highest generation that was acked
+	follows          int    // how many Follows watch the challenges
+	read             string // epoch in which the last read of the challenges began
+	highest          uint64 // generation in reads of that epoch
+	table            string // epoch that the token table has reached
+	progress         time.Time
+	registered       bool // once at least
+	said             ackRecord
+	drift, saidDrift []byte        // encoded; nil for none
+	changed          chan struct{} // closed when said changes
+	epochs           map[*epochUser]bool
 }
 
 type epochUser struct {
@@ -122,6 +123,9 @@ func (m *member) tableRead(epoch string, highest uint64) {
 // tableIs says that everything that was read in epoch has been handled.
 func (m *member) tableIs(epoch string) {
 	m.mu.Lock()
+	if m.table != epoch {
+		m.acks = min(m.acks, m.highest) // what was acked in another epoch may have been of another history
+	}
 	m.table = epoch
 	m.progress = time.Now()
 	m.mu.Unlock()
@@ -165,6 +169,9 @@ func (s *Store) Ack(ctx context.Context, generation uint64) error {
 	m := &s.member
 	m.mu.Lock()
 	m.acked = true
+	if m.follows > 0 {
+		generation = min(generation, m.highest) // what the watch has not read yet it tells of, and that is acked then
+	}
 	m.acks = max(m.acks, generation)
 	m.mu.Unlock()
 	m.poke()
@@ -225,7 +232,7 @@ func (s *Store) Run(ctx context.Context) error {
 			if time.Since(start) > ttl {
 				tries.Reset()
 			}
-			sleep(ctx, tries.NextBackOff())
+			sleep(ctx, min(tries.NextBackOff(), 3*time.Second))
 		}
 	}
 	return nil
@@ -305,6 +312,9 @@ func (m *member) say(ctx context.Context, session string, all bool) error {
 	m.mu.Lock()
 	said := m.said
 	m.mu.Unlock()
+	if err := m.sayDrift(ctx, session); err != nil {
+		return err
+	}
 	if same(said, r) && (!all || said.Seq == r.Seq) {
 		return nil
 	}
@@ -341,6 +351,9 @@ func (m *member) setSaid(r ackRecord) {
 // end takes the node out of the fleet.
 func (m *member) end(ctx context.Context, session string) {
 	m.setSaid(ackRecord{})
+	m.mu.Lock()
+	m.saidDrift = nil
+	m.mu.Unlock()
 	if err := m.s.c.destroy(ctx, session); err != nil {
 		m.s.log.Warn("the node's session was not ended; it expires by itself", "node", m.s.cfg.Node, "err", err)
 	}

@@ -78,7 +78,7 @@ func (l *leaseTerm) meta(ctx context.Context) (api.TxnOps, error) {
 	if dc := l.s.c.addr.dc; dc != "" && m.Datacenter == "" {
 		m.Datacenter, write = dc, true
 	} else if dc != "" && m.Datacenter != dc {
-		return nil, fmt.Errorf("the fleet lives in datacenter %s, not in %s: correct dc= in SPOACME_STORE", m.Datacenter, dc)
+		return nil, fmt.Errorf("%w: the fleet lives in datacenter %s, not in %s: correct dc= in SPOACME_STORE", errUnfit, m.Datacenter, dc)
 	}
 	changed, err := l.s.agreeOnCAs(ctx, m)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *Store) canOpen(ctx context.Context) error {
 		}
 		for _, err := range list.Unreadable {
 			if errors.Is(err, seal.ErrNoKey) {
-				return fmt.Errorf("this node lacks a sealing key of the fleet and can't lead: %w", err)
+				return fmt.Errorf("%w: it lacks a sealing key of the fleet: %w", errUnfit, err)
 			}
 		}
 	}

@@ -97,7 +97,7 @@ func (w *writer) gather(c *commit) []*commit {
 		o, b := w.weight(c)
 		ops += o
 		bytes += b
-		if ops > maxTxnOps-3 || bytes > maxTxnBytes*3/4 {
+		if ops > maxTxnOps-3 || bytes > maxTxnBytes-maxFeedBytes*2 {
 			w.kept = c
 			return commits
 		}
@@ -118,7 +118,7 @@ func (w *writer) weight(c *commit) (ops, bytes int) {
 func (w *writer) write(commits []*commit) {
 	for len(commits) > 0 {
 		if err := w.l.holds(); err != nil {
-			refuse(commits, store.Refusedf("%w", err))
+			answer(commits, store.Refusedf("%w", err))
 			return
 		}
 		b := w.prepare(commits)
@@ -136,7 +136,7 @@ func (w *writer) write(commits []*commit) {
 			}
 			return
 		case errors.Is(err, errNotDone):
-			refuse(commits, store.Refusedf("%w", err))
+			answer(commits, store.Refusedf("%w", err))
 			return
 		default:
 			w.resolve(b, err)
@@ -212,6 +212,8 @@ func fenceIndex(results api.TxnResults, fence string) uint64 {
 // done remembers what a transaction wrote.
 func (w *writer) done(b *batch, index uint64) {
 	w.fence = index
+	w.l.s.metrics.txns.Inc()
+	w.l.s.metrics.commits.Add(float64(len(b.commits)))
 	w.l.own.add(index)
 	maps.Copy(w.manifest, b.parts)
 	if b.feed != nil {
@@ -228,7 +230,7 @@ func (w *writer) refused(b *batch, refused api.TxnErrors) (others []*commit) {
 		if e.OpIndex < 0 || e.OpIndex >= len(b.owners) || b.owners[e.OpIndex] == nil {
 			err := fmt.Errorf("the fence was refused: %w", refusal(b.ops, api.TxnErrors{e}))
 			w.l.end(err)
-			refuse(b.commits, err)
+			answer(b.commits, err)
 			return nil
 		}
 		mine[b.owners[e.OpIndex]] = append(mine[b.owners[e.OpIndex]], e)
@@ -246,6 +248,7 @@ func (w *writer) refused(b *batch, refused api.TxnErrors) (others []*commit) {
 // resolve finds out what became of a transaction that was not answered: it moves the fence, after which that
 // transaction can't come true any more, or finds that it came true already. While the term lasts, the answer is known.
 func (w *writer) resolve(b *batch, unanswered error) {
+	w.l.s.metrics.unknown.Inc()
 	tries := newBackoff()
 	own := map[string]bool{}
 	for w.l.holds() == nil {
@@ -254,7 +257,7 @@ func (w *writer) resolve(b *batch, unanswered error) {
 		results, refused, err := w.l.s.c.txn(w.l.ctx, w.proof(id))
 		if err == nil && refused == nil {
 			w.fence = fenceIndex(results, w.l.s.keys.fence())
-			refuse(b.commits, store.Refusedf("%w", unanswered))
+			answer(b.commits, store.Refusedf("%w", unanswered))
 			return
 		}
 		if err == nil {
@@ -280,7 +283,7 @@ func (w *writer) lookAtFence(b *batch, own map[string]bool, unanswered error) bo
 		return true
 	case p != nil && own[string(p.Value)]:
 		w.fence = p.ModifyIndex
-		refuse(b.commits, store.Refusedf("%w", unanswered))
+		answer(b.commits, store.Refusedf("%w", unanswered))
 		return true
 	case p != nil && p.ModifyIndex == w.fence:
 		return false // refused for the session: the lease is about to see it
@@ -294,5 +297,3 @@ func answer(commits []*commit, err error) {
 		c.result <- err
 	}
 }
-
-func refuse(commits []*commit, err error) { answer(commits, err) }

@@ -220,12 +220,29 @@ func parse(text string) (uint32, []byte, error) {
 	return binary.BigEndian.Uint32(b[1:5]), b, nil
 }
 
-// Stale reports whether a sealed text should be sealed again: it was made with another key than Seal would use now.
-func (k *Keys) Stale(kind store.Kind, text string, usable func(id string) bool) bool {
+// KeyOf returns the id of the key that a text was sealed with, "" if that can't be told.
+func (k *Keys) KeyOf(kind store.Kind, text string) string {
 	r, err := k.ring(kind)
 	if err != nil {
-		return false
+		return ""
 	}
 	n, _, err := parse(text)
-	return err != nil || n != r.choose(usable)
+	if err != nil {
+		return ""
+	}
+	return r.id(n)
+}
+
+// Current returns the id of the key that would seal records of a kind now, "" if there is none.
+func (k *Keys) Current(kind store.Kind, usable func(id string) bool) string {
+	r, err := k.ring(kind)
+	if err != nil {
+		return ""
+	}
+	return r.id(r.choose(usable))
+}
+
+// Primary reports whether a key is the one that its keyset seals with.
+func (k *Keys) Primary(id string) bool {
+	return id == k.fleet.id(k.fleet.primary) || k.issuer != nil && id == k.issuer.id(k.issuer.primary)
 }
