@@ -21,6 +21,7 @@ type catalog struct {
 	store   store.Store
 	log     *slog.Logger
 	changed func(names []string) // certificates that were issued or removed; nil for "any"
+	read    chan struct{}        // closed when everything was read once
 
 	mu         sync.RWMutex
 	loaded     bool
@@ -34,7 +35,7 @@ func catalogued() []store.Kind {
 }
 
 func newCatalog(st store.Store, log *slog.Logger, changed func([]string)) *catalog {
-	return &catalog{store: st, log: log, changed: changed, records: map[store.Key]store.Record{}}
+	return &catalog{store: st, log: log, changed: changed, read: make(chan struct{}), records: map[store.Key]store.Record{}}
 }
 
 // Run keeps the catalog as the store is, until ctx ends.
@@ -93,6 +94,9 @@ func (c *catalog) reload(ctx context.Context) error {
 		unreadable = append(unreadable, l.Unreadable...)
 	}
 	c.mu.Lock()
+	if !c.loaded {
+		close(c.read)
+	}
 	c.records, c.unreadable, c.loaded = fresh, unreadable, true
 	c.mu.Unlock()
 	for _, err := range unreadable {

@@ -127,7 +127,7 @@ func (c *control) refuse(q request) error {
 	if q.Op == store.RequestIssue {
 		return nil
 	}
-	if !c.catalog.knows(q.Certificate) {
+	if loaded, _ := c.catalog.state(); loaded && !c.catalog.knows(q.Certificate) {
 		return fmt.Errorf("there is no certificate %q: 'spoacme status' lists them", q.Certificate)
 	}
 	return nil

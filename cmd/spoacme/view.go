@@ -88,8 +88,15 @@ type source struct {
 	fleet   *fleet // nil without a fleet
 }
 
-func (s source) List(context.Context) ([]dataplane.Want, error) {
-	if loaded, _ := s.catalog.state(); !loaded {
+// firstRead is how long HAProxy's turn waits for the store at the start.
+const firstRead = 2 * time.Second
+
+func (s source) List(ctx context.Context) ([]dataplane.Want, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstRead)
+	defer cancel()
+	select {
+	case <-s.catalog.read:
+	case <-ctx.Done():
 		return nil, errors.New("the store was not read yet")
 	}
 	var wants []dataplane.Want
