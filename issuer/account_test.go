@@ -61,8 +61,8 @@ func TestAccount(t *testing.T) {
 		if a := read[*store.Attempt](b, store.KindAttempt, "blog"); a == nil || a.Error != want {
 			t.Errorf("got %+v, want %s", a, want)
 		}
-		if len(b.ca.accounts) != 1 {
-			t.Errorf("%d accounts", len(b.ca.accounts))
+		if b.ca.total(accounts) != 1 {
+			t.Errorf("%d accounts", b.ca.total(accounts))
 		}
 	})
 	bubble(t, "lost, and a new one allowed while running", func(t *testing.T, b *bench) {
@@ -79,8 +79,8 @@ func TestAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.settle(time.Second)
-		if len(b.ca.accounts) != 2 || b.count(store.KindIssued) != 2 {
-			t.Errorf("%d accounts, %d issued", len(b.ca.accounts), b.count(store.KindIssued))
+		if b.ca.total(accounts) != 2 || b.count(store.KindIssued) != 2 {
+			t.Errorf("%d accounts, %d issued", b.ca.total(accounts), b.count(store.KindIssued))
 		}
 	})
 	bubble(t, "unknown to the CA", func(t *testing.T, b *bench) {
@@ -101,8 +101,8 @@ func TestAccount(t *testing.T) {
 		forgotten = true
 		b.demand("shop=shop.example.com", "blog=blog.example.com")
 		b.settle(20 * time.Minute)
-		if b.count(store.KindIssued) != 2 || len(b.ca.accounts) != 1 {
-			t.Errorf("%d issued, %d accounts: the same key is to be registered again", b.count(store.KindIssued), len(b.ca.accounts))
+		if b.count(store.KindIssued) != 2 || b.ca.total(accounts) != 1 {
+			t.Errorf("%d issued, %d accounts: the same key is to be registered again", b.count(store.KindIssued), b.ca.total(accounts))
 		}
 	})
 	bubble(t, "external binding", func(t *testing.T, b *bench) {
@@ -125,8 +125,8 @@ func TestAccount(t *testing.T) {
 		b.start()
 		b.settle(time.Second)
 		a := read[*store.Account](b, store.KindAccount, AccountID(b.cfg.CAs[0]))
-		if a == nil || a.Email != "ops@example.com" || len(b.ca.accounts) != 1 || b.count(store.KindIssued) != 2 {
-			t.Errorf("account %+v, %d at the CA", a, len(b.ca.accounts))
+		if a == nil || a.Email != "ops@example.com" || b.ca.total(accounts) != 1 || b.count(store.KindIssued) != 2 {
+			t.Errorf("account %+v, %d at the CA", a, b.ca.total(accounts))
 		}
 	})
 }

@@ -117,21 +117,6 @@ func (b *bench) put(r store.Record) {
 	}
 }
 
-// set writes what only a leader may.
-func (b *bench) set(records ...store.Record) {
-	b.t.Helper()
-	lease, err := b.store.Lead(context.Background())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer lease.Release()
-	for _, r := range records {
-		if err := b.store.Commit(context.Background(), lease, nil, []store.Op{store.Put(r)}); err != nil {
-			b.t.Fatal(err)
-		}
-	}
-}
-
 // read returns a record, nil when there is none.
 func read[R store.Record](b *bench, kind store.Kind, name string) (r R) {
 	b.t.Helper()
@@ -155,6 +140,13 @@ func (b *bench) count(kind store.Kind) int {
 func (b *bench) settle(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+// rig changes the CA while it may be at work.
+func (b *bench) rig(change func(ca *model)) {
+	b.ca.mu.Lock()
+	defer b.ca.mu.Unlock()
+	change(b.ca)
 }
 
 // clean demands that nothing is left of orders.

@@ -126,16 +126,16 @@ func TestRequests(t *testing.T) {
 			for _, e := range l.Entries {
 				issued = append(issued, e.Key.Name)
 			}
-			if !slices.Equal(issued, step.issued) || len(b.ca.orders) != step.orders {
-				t.Errorf("%s %s: issued %v with %d orders, want %v with %d", step.op, step.name, issued, len(b.ca.orders), step.issued, step.orders)
+			if !slices.Equal(issued, step.issued) || b.ca.total(orders) != step.orders {
+				t.Errorf("%s %s: issued %v with %d orders, want %v with %d", step.op, step.name, issued, b.ca.total(orders), step.issued, step.orders)
 			}
 		}
 		b.settle(2 * time.Hour)
 		if n := b.count(store.KindRequest); n != 0 {
 			t.Errorf("%d requests are kept", n)
 		}
-		if len(b.ca.orders) != 4 {
-			t.Errorf("%d orders: renew is not once", len(b.ca.orders))
+		if b.ca.total(orders) != 4 {
+			t.Errorf("%d orders: renew is not once", b.ca.total(orders))
 		}
 	})
 	bubble(t, "renew during a pause", func(t *testing.T, b *bench) {
@@ -143,7 +143,7 @@ func TestRequests(t *testing.T) {
 		b.demand("shop=shop.example.com")
 		b.start()
 		b.settle(10 * time.Minute)
-		b.ca.validate = b.published
+		b.rig(func(ca *model) { ca.validate = b.published })
 		if b.ask(store.RequestRenew, "shop", store.Spec{}); b.count(store.KindIssued) != 1 {
 			t.Error("not tried at once")
 		}
@@ -174,8 +174,8 @@ func TestRequests(t *testing.T) {
 		b.settle(time.Second)
 		b.demand()
 		b.settle(2 * day)
-		if len(b.ca.orders) != 1 || b.count(store.KindIssued) != 1 || b.count(store.KindWanted) != 1 {
-			t.Errorf("%d orders, %d issued, %d wanted", len(b.ca.orders), b.count(store.KindIssued), b.count(store.KindWanted))
+		if b.ca.total(orders) != 1 || b.count(store.KindIssued) != 1 || b.count(store.KindWanted) != 1 {
+			t.Errorf("%d orders, %d issued, %d wanted", b.ca.total(orders), b.count(store.KindIssued), b.count(store.KindWanted))
 		}
 		if r := b.ask(store.RequestRenew, "shop", store.Spec{}); r.Error != "renew shop: nobody asks for it any more; add it to SPOACME_CERTS, or issue it" {
 			t.Error(r.Error)
@@ -202,7 +202,7 @@ func TestUnreadable(t *testing.T) {
 			if n := b.ca.issued()["shop.example.com"]; n > 1 {
 				t.Errorf("%d certificates", n)
 			}
-			if n := b.ca.requests; n > 100 {
+			if n := b.ca.total(requests); n > 100 {
 				t.Errorf("%d requests to the CA", n)
 			}
 			if !strings.Contains(b.log.String(), "shop") {

@@ -186,9 +186,10 @@ func (m *model) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp = &http.Response{StatusCode: 200, Body: io.NopCloser(bytes.NewReader(r.order.chain))}
 		r.order.done(m)
 	}
+	after := m.after
 	m.mu.Unlock()
-	if m.after != nil {
-		m.after(r)
+	if after != nil {
+		after(r)
 	}
 	if err := req.Context().Err(); err != nil {
 		return nil, err
@@ -390,6 +391,20 @@ func chainPEM(certs ...*x509.Certificate) []byte {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return b
+}
+
+// What total counts.
+const (
+	requests = iota
+	accounts
+	orders
+	most // orders in flight at once
+)
+
+func (m *model) total(of int) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return [...]int{m.requests, len(m.accounts), len(m.orders), m.most}[of]
 }
 
 // issued counts the certificates that the model signed, by name.

@@ -29,8 +29,8 @@ func TestIssue(t *testing.T) {
 			t.Errorf("to be renewed with %s left", left)
 		}
 		b.clean()
-		if len(b.ca.orders) != 1 || len(b.ca.accounts) != 1 {
-			t.Errorf("%d orders, %d accounts", len(b.ca.orders), len(b.ca.accounts))
+		if b.ca.total(orders) != 1 || b.ca.total(accounts) != 1 {
+			t.Errorf("%d orders, %d accounts", b.ca.total(orders), b.ca.total(accounts))
 		}
 	})
 	bubble(t, "two hundred", func(t *testing.T, b *bench) {
@@ -44,8 +44,8 @@ func TestIssue(t *testing.T) {
 		if n := b.count(store.KindIssued); n != 200 {
 			t.Errorf("%d issued", n)
 		}
-		if b.ca.most > 50 || b.ca.most < 40 || len(b.ca.accounts) != 1 {
-			t.Errorf("%d orders at once, %d accounts", b.ca.most, len(b.ca.accounts))
+		if b.ca.total(most) > 50 || b.ca.total(most) < 40 || b.ca.total(accounts) != 1 {
+			t.Errorf("%d orders at once, %d accounts", b.ca.total(most), b.ca.total(accounts))
 		}
 		b.clean()
 	})

@@ -38,12 +38,12 @@ func TestRateLimits(t *testing.T) {
 		if a := read[*store.Attempt](b, store.KindAttempt, "shop"); a == nil || !a.Limited || b.count(store.KindBudget) != 0 {
 			t.Errorf("attempt %+v", a)
 		}
-		before := b.ca.requests
+		before := b.ca.total(requests)
 		b.ask(store.RequestRenew, "shop", store.Spec{})
 		b.stop()
 		b.start()
 		b.settle(time.Hour)
-		if b.ca.requests != before {
+		if b.ca.total(requests) != before {
 			t.Error("asked again before the CA allowed it")
 		}
 	})
@@ -53,13 +53,13 @@ func TestRateLimits(t *testing.T) {
 		b.start()
 		b.settle(time.Minute)
 		b.stop()
-		before := b.ca.requests
+		before := b.ca.total(requests)
 		b.demand("shop=shop.example.com", "blog=blog.example.com")
-		b.ca.intercept = nil
+		b.rig(func(ca *model) { ca.intercept = nil })
 		b.start()
 		b.settle(time.Hour + 50*time.Minute)
-		if b.ca.requests != before {
-			t.Errorf("%d requests before the CA allowed them", b.ca.requests-before)
+		if b.ca.total(requests) != before {
+			t.Errorf("%d requests before the CA allowed them", b.ca.total(requests)-before)
 		}
 		b.settle(time.Hour)
 		if b.count(store.KindIssued) != 2 {
@@ -76,7 +76,7 @@ func TestRateLimits(t *testing.T) {
 		b.demand(certs...)
 		b.start()
 		b.settle(time.Hour)
-		if n := b.ca.requests; n > 12 {
+		if n := b.ca.total(requests); n > 12 {
 			t.Errorf("%d requests", n)
 		}
 	})
@@ -94,7 +94,7 @@ func TestOwnLimits(t *testing.T) {
 		b.start()
 		for i, want := range []int{10, 20, 25} {
 			b.settle(time.Minute)
-			if n := len(b.ca.orders); n != want {
+			if n := b.ca.total(orders); n != want {
 				t.Errorf("%d orders after %d windows, want %d", n, i, want)
 			}
 			b.settle(orderWindow)
@@ -109,11 +109,11 @@ func TestOwnLimits(t *testing.T) {
 			b.ask(store.RequestRenew, "shop", store.Spec{})
 			b.settle(time.Hour)
 		}
-		if n := len(b.ca.orders); n != 4 {
+		if n := b.ca.total(orders); n != 4 {
 			t.Errorf("%d orders, want 4", n)
 		}
 		b.settle(week)
-		if n := len(b.ca.orders); n != 5 {
+		if n := b.ca.total(orders); n != 5 {
 			t.Errorf("%d orders a week later, want 5", n)
 		}
 	})
@@ -133,11 +133,13 @@ func TestNextCA(t *testing.T) {
 		if c == nil || c.CA != second.directory() || b.count(store.KindIssued) != 2 {
 			t.Errorf("issued %+v", c)
 		}
+		second.mu.Lock()
 		second.intercept = b.ca.intercept
+		second.mu.Unlock()
 		b.demand("shop=shop.example.com", "blog=blog.example.com", "both=both.example.com")
-		before := b.ca.requests + second.requests
+		before := b.ca.total(requests) + second.total(requests)
 		b.settle(3 * time.Hour)
-		if n := b.ca.requests + second.requests - before; n > 100 {
+		if n := b.ca.total(requests) + second.total(requests) - before; n > 100 {
 			t.Errorf("%d requests while both are down", n)
 		}
 	})
@@ -155,9 +157,9 @@ func TestNextCA(t *testing.T) {
 		b.demand("shop=shop.example.com")
 		b.start()
 		b.settle(30 * time.Second)
-		b.ca.intercept = nil
+		b.rig(func(ca *model) { ca.intercept = nil })
 		b.settle(10 * time.Minute)
-		if c := read[*store.Certificate](b, store.KindIssued, "shop"); c == nil || c.CA != b.ca.directory() || second.requests != 0 {
+		if c := read[*store.Certificate](b, store.KindIssued, "shop"); c == nil || c.CA != b.ca.directory() || second.total(requests) != 0 {
 			t.Errorf("issued %+v", c)
 		}
 	})
@@ -238,11 +240,11 @@ func TestEnd(t *testing.T) {
 		if a := read[*store.Attempt](b, store.KindAttempt, "shop"); a == nil || a.Error != "" {
 			t.Errorf("the end counts as a failure: %+v", a)
 		}
-		b.ca.intercept = nil
+		b.rig(func(ca *model) { ca.intercept = nil })
 		b.start()
 		b.settle(5 * time.Second)
-		if b.count(store.KindIssued) != 1 || len(b.ca.orders) != 1 {
-			t.Errorf("%d issued from %d orders", b.count(store.KindIssued), len(b.ca.orders))
+		if b.count(store.KindIssued) != 1 || b.ca.total(orders) != 1 {
+			t.Errorf("%d issued from %d orders", b.count(store.KindIssued), b.ca.total(orders))
 		}
 	})
 	bubble(t, "the lease ends", func(t *testing.T, b *bench) {
@@ -257,10 +259,10 @@ func TestEnd(t *testing.T) {
 		b.demand("shop=shop.example.com")
 		b.start()
 		b.settle(time.Second)
-		before := b.ca.requests
+		before := b.ca.total(requests)
 		b.settle(time.Hour)
-		if b.ca.requests != before {
-			t.Errorf("%d requests without a lease", b.ca.requests-before)
+		if b.ca.total(requests) != before {
+			t.Errorf("%d requests without a lease", b.ca.total(requests)-before)
 		}
 	})
 	bubble(t, "an endless crash loop", func(t *testing.T, b *bench) {
@@ -275,7 +277,7 @@ func TestEnd(t *testing.T) {
 			b.settle(30 * time.Second)
 			b.stop()
 		}
-		if n := len(b.ca.orders); n > 6 {
+		if n := b.ca.total(orders); n > 6 {
 			t.Errorf("%d orders in 20 minutes of crashing", n)
 		}
 	})
@@ -283,7 +285,7 @@ func TestEnd(t *testing.T) {
 
 // A node that is idle does nothing.
 func TestIdle(t *testing.T) {
-	bubble(t, "a week", func(t *testing.T, b *bench) {
+	bubble(t, "a day", func(t *testing.T, b *bench) {
 		b.store.OnCommit = func(n int, _ []store.Op) storetest.Fault {
 			b.commits = n
 			return storetest.Fault{}
@@ -291,10 +293,10 @@ func TestIdle(t *testing.T) {
 		b.demand("shop=shop.example.com")
 		b.start()
 		b.settle(time.Second)
-		commits, requests := b.commits, b.ca.requests
-		b.settle(week)
-		if b.ca.requests != requests || b.commits != commits {
-			t.Errorf("%d requests, %d commits", b.ca.requests-requests, b.commits-commits)
+		commits, asked := b.commits, b.ca.total(requests)
+		b.settle(day)
+		if b.ca.total(requests) != asked || b.commits != commits {
+			t.Errorf("%d requests, %d commits", b.ca.total(requests)-asked, b.commits-commits)
 		}
 	})
 }

@@ -207,15 +207,18 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 	f := fail(o.err)
 	prev := t.index.attempts[o.name]
 	a := begun(o.name, o.ca, prev, now.UTC())
-	ops := []store.Op{store.Delete(store.Key{Kind: store.KindChallenges, Name: o.name})}
-	if o.plan != nil {
-		prev = o.plan.prev
-		if o.plan.attempt != nil {
-			a = o.plan.attempt
+	var ops []store.Op
+	if p := o.plan; p != nil {
+		prev = p.prev
+		if p.attempt != nil {
+			a = p.attempt
 		}
-		if f.gone || o.plan.order.URL == "" {
-			ops = append(ops, store.Delete(o.plan.order.Key()))
+		if f.gone || p.order.URL == "" {
+			ops = p.end()
+		} else { // it is gone on with, and the CA may still ask for its tokens
+			t.index.put(&p.order, "")
 		}
+		ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
 	}
 	a = failed(a, prev, f, now.UTC())
 	ops = append(ops, store.Put(a))
