@@ -23,6 +23,7 @@ import (
 //	POST /requests        request → ticket
 //	GET  /requests/{id}   progress
 //	POST /forget          forgetting → {}
+//	POST /probe           {} → probe, whose token is answered until the client has read enough
 
 // request is what a command asks for.
 type request struct {
@@ -57,6 +58,7 @@ type control struct {
 	catalog *catalog
 	removal *removal
 	fleet   *fleet // nil without a fleet
+	tokens  *tokens
 	view    func() status.View
 	log     *slog.Logger
 }
@@ -77,6 +79,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("POST /forget", c.forget)
 	mux.HandleFunc("POST /requests", c.accept)
 	mux.HandleFunc("GET /requests/{id}", c.follow)
+	mux.HandleFunc("POST /probe", c.probe)
 	return mux
 }
 
@@ -208,6 +211,33 @@ func (c *control) certificate(name string) *status.CertificateView {
 		return &v
 	}
 	return nil
+}
+
+// probe is a challenge that no CA asked for: with it `check` sees whether HAProxy leads to the sidecar.
+type probe struct {
+	Token   string `json:"token"`
+	KeyAuth string `json:"key_authorization"`
+}
+
+// probeFor is how long a probe is answered at most. The client ends it sooner by hanging up.
+const probeFor = 10 * time.Second
+
+func (c *control) probe(w http.ResponseWriter, r *http.Request) {
+	// Only with the body read does net/http notice that the client hangs up.
+	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxRequestBytes))
+	p := probe{Token: "spoacme-check-" + rand.Text()}
+	p.KeyAuth = p.Token + "." + rand.Text()
+	withdraw, err := c.tokens.publishProbe(p)
+	if err != nil {
+		reply(w, http.StatusServiceUnavailable, failure{err.Error()})
+		return
+	}
+	defer withdraw()
+	reply(w, http.StatusOK, p)
+	_ = http.NewResponseController(w).Flush()
+	ctx, cancel := context.WithTimeout(r.Context(), probeFor)
+	defer cancel()
+	<-ctx.Done()
 }
 
 func reply(w http.ResponseWriter, code int, body any) {

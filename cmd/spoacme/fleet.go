@@ -116,7 +116,8 @@ func (f *fleet) refresh(ctx context.Context, age time.Duration) {
 	defer cancel()
 	nodes, err := f.store.Nodes(ctx)
 	if err != nil {
-		return // the store says so itself
+		f.log.Debug("the fleet's nodes can't be read", "err", err)
+		return
 	}
 	out := make([]status.Node, 0, len(nodes))
 	for _, n := range nodes {

@@ -23,7 +23,7 @@ type runner struct {
 	flags, env map[string]string
 	newAccount bool
 
-	hap *dataplane.HAProxy
+	hap *dataplane.HAProxy // nil with roleIssuer: there is no HAProxy beside it
 	// refused is what is structural of the settings that did not work.
 	refused []string
 
@@ -36,12 +36,25 @@ type runner struct {
 // errAnew ends a sidecar whose settings changed.
 var errAnew = errors.New("settings changed")
 
+// The roles in a fleet that a sidecar treats differently; the third is "node".
+const (
+	roleIssuer = "issuer" // leads only
+	roleEdge   = "edge"   // serves only
+)
+
 const waitForHAProxy = time.Second
 
 func (r *runner) run(ctx context.Context) error {
 	own, problems := r.load(nil)
 	if err := fatal(problems, settings.FromHAProxy); err != nil {
 		return err
+	}
+	if own.Role == roleIssuer {
+		r.say(problems)
+		if err := os.MkdirAll(own.State, 0o700); err != nil {
+			return fmt.Errorf("make the state directory: %w: name another with --state, or give this user the right", err)
+		}
+		return r.generations(ctx, own)
 	}
 	socket, err := findSocket(own.Socket)
 	if err != nil {

@@ -60,10 +60,12 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 		runner: r, log: r.log, set: s, hap: r.hap, store: st, table: new(spoa.Table),
 		engine: make(chan struct{}, 1), poked: make(chan struct{}, 1), metrics: prometheus.NewRegistry(),
 	}
-	sc.hap.SetPlace(s.CrtDir, s.CrtList)
-	sc.catalog = newCatalog(st, r.log, func(names []string) { sc.hap.Poke(names...) })
+	sc.catalog = newCatalog(st, r.log, sc.poke)
 	if st.fleet != nil {
-		sc.fleet = newFleet(st.fleet, r.log, s.Node, sc.view, func(names []string) { sc.hap.Poke(names...) })
+		sc.fleet = newFleet(st.fleet, r.log, s.Node, sc.view, sc.poke)
+	}
+	if sc.hap != nil {
+		sc.hap.SetPlace(s.CrtDir, s.CrtList)
 	}
 	sc.removal = newRemoval(r.hap, sc.catalog, r.log)
 	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
@@ -73,6 +75,13 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 	}
 	sc.register()
 	return sc, nil
+}
+
+// poke makes HAProxy be looked at, for the named certificates or for all.
+func (sc *sidecar) poke(names []string) {
+	if sc.hap != nil {
+		sc.hap.Poke(names...)
+	}
 }
 
 // reached reports whether HAProxy would ask the agent now. A HAProxy that has no such backend, or does not check it, would.
@@ -98,27 +107,36 @@ func (sc *sidecar) issuerSettings(s settings.Settings) (issuer.Settings, error) 
 	for _, dir := range s.CAs {
 		is.CAs = append(is.CAs, issuer.CA{Directory: dir, EABKeyID: s.EAB.KeyID, EABKey: string(s.EAB.HMAC.Reveal())})
 	}
-	if s.CARoots == "" {
-		return is, nil
+	var err error
+	is.HTTP, err = caClient(s.CARoots)
+	return is, err
+}
+
+// caClient speaks to CAs whose HTTPS is signed by the roots in the file; nil, for the system's, when there is none.
+func caClient(roots string) (*http.Client, error) {
+	if roots == "" {
+		return nil, nil
 	}
-	pem, err := os.ReadFile(s.CARoots)
+	pem, err := os.ReadFile(roots)
 	if err != nil {
-		return is, fmt.Errorf("read SPOACME_CA_ROOTS: %w", err)
+		return nil, fmt.Errorf("read SPOACME_CA_ROOTS: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return is, fmt.Errorf("read SPOACME_CA_ROOTS: %s holds no certificate in PEM", s.CARoots)
+		return nil, fmt.Errorf("read SPOACME_CA_ROOTS: %s holds no certificate in PEM", roots)
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	tr.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	is.HTTP = &http.Client{Transport: tr}
-	return is, nil
+	return &http.Client{Transport: tr}, nil
 }
 
 func (sc *sidecar) register() {
 	sc.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, from := range []interface{ Metrics() []prometheus.Collector }{sc.agent, sc.hap, sc.issuer} {
+	for _, from := range []interface{ Metrics() []prometheus.Collector }{sc.agent, sc.issuer} {
 		sc.metrics.MustRegister(from.Metrics()...)
+	}
+	if sc.hap != nil {
+		sc.metrics.MustRegister(sc.hap.Metrics()...)
 	}
 	if sc.store.fleet != nil {
 		sc.metrics.MustRegister(sc.store.fleet.Metrics()...)
@@ -154,24 +172,17 @@ func (sc *sidecar) run(ctx context.Context) error {
 
 // answer starts what others connect to.
 func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
-	ln, err := spoa.Listen(sc.set.Agent)
-	if err != nil {
-		return err
+	if sc.hap != nil {
+		if err := sc.answerHAProxy(ctx, g); err != nil {
+			return err
+		}
 	}
-	g.Go(func() error { return sc.agent.Serve(ctx, ln) })
 	if sc.set.HTTP != "" {
 		ln, err := listen(sc.set.HTTP, "SPOACME_HTTP")
 		if err != nil {
 			return err
 		}
 		g.Go(func() error { return status.HTTP{View: sc.view, Gather: sc.metrics, Logger: sc.log}.Serve(ctx, ln) })
-	}
-	if sc.set.AgentCheck != "" {
-		ln, err := listen(sc.set.AgentCheck, "SPOACME_AGENT_CHECK")
-		if err != nil {
-			return err
-		}
-		g.Go(func() error { return (&status.AgentCheck{View: sc.view}).Serve(ctx, ln) })
 	}
 	local, err := listenControl(sc.set.Control)
 	if err != nil {
@@ -182,19 +193,39 @@ func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
+// answerHAProxy starts what HAProxy connects to.
+func (sc *sidecar) answerHAProxy(ctx context.Context, g *errgroup.Group) error {
+	ln, err := spoa.Listen(sc.set.Agent)
+	if err != nil {
+		return err
+	}
+	g.Go(func() error { return sc.agent.Serve(ctx, ln) })
+	if sc.set.AgentCheck == "" {
+		return nil
+	}
+	if ln, err = listen(sc.set.AgentCheck, "SPOACME_AGENT_CHECK"); err != nil {
+		return err
+	}
+	g.Go(func() error { return (&status.AgentCheck{View: sc.view}).Serve(ctx, ln) })
+	return nil
+}
+
 // work starts what brings certificates to HAProxy.
 func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
-	g.Go(func() error { return sc.tokens.Run(ctx) })
 	g.Go(func() error { return sc.catalog.Run(ctx) })
 	g.Go(func() error { return sc.watchSettings(ctx) })
-	if sc.set.Role != "edge" {
+	if sc.set.Role != roleEdge {
 		g.Go(func() error { return sc.issuer.Run(ctx) })
 	}
-	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store, sc.fleet}) })
 	if sc.fleet != nil {
 		g.Go(func() error { return sc.fleet.Run(ctx) })
 		g.Go(func() error { return sc.fleet.FollowForeign(ctx) })
 	}
+	if sc.hap == nil {
+		return
+	}
+	g.Go(func() error { return sc.tokens.Run(ctx) })
+	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store, sc.fleet}) })
 	g.Go(func() error { return sc.removal.Run(ctx) })
 	if sc.set.AgentCheck != "" {
 		g.Go(func() error { return sc.rows().Run(ctx) })
@@ -254,6 +285,9 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 			return nil
 		case <-sc.engine:
 		case <-tick.C:
+			if sc.hap == nil {
+				continue
+			}
 			now := sc.hap.Report().Process
 			if now == seen {
 				continue

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,10 +24,13 @@ type tokens struct {
 	reached func(context.Context) bool
 
 	applied chan uint64 // the generation that is in the table; holds the newest only
+
+	mu     sync.Mutex        // the table is changed by one at a time
+	probes map[string]string // key authorizations of `check`, by token
 }
 
 func newTokens(st store.Store, table *spoa.Table, log *slog.Logger, reached func(context.Context) bool) *tokens {
-	return &tokens{store: st, table: table, log: log, reached: reached, applied: make(chan uint64, 1)}
+	return &tokens{store: st, table: table, log: log, reached: reached, applied: make(chan uint64, 1), probes: map[string]string{}}
 }
 
 // Run follows the challenges until ctx ends.
@@ -71,15 +76,44 @@ func (t *tokens) apply(ctx context.Context, _ []store.Key) error {
 	if err != nil {
 		return err
 	}
+	t.mu.Lock()
+	orders[probeOrder] = t.probes
 	if err := t.table.Replace(generation, orders); err != nil {
 		t.log.Error("a challenge can't be answered", "err", err)
 	}
+	t.mu.Unlock()
 	select {
 	case <-t.applied:
 	default:
 	}
 	t.applied <- generation
 	return nil
+}
+
+// probeOrder is no certificate's name.
+const probeOrder = "probes of check"
+
+// maxProbes limits how many checks are under way at once.
+const maxProbes = 16
+
+// publishProbe answers a token on this node alone until withdraw is called.
+func (t *tokens) publishProbe(p probe) (withdraw func(), err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.probes) >= maxProbes {
+		return nil, errors.New("too many checks at once: try again in a few seconds")
+	}
+	t.probes[p.Token] = p.KeyAuth
+	if err := t.table.Publish(probeOrder, t.table.Generation(), t.probes); err != nil {
+		delete(t.probes, p.Token)
+		return nil, err
+	}
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.probes, p.Token)
+		_ = t.table.Publish(probeOrder, t.table.Generation(), t.probes) // what is left was accepted before
+	}, nil
 }
 
 // read returns the key authorizations by order and token.

@@ -14,7 +14,10 @@ import (
 
 // view builds what the operator sees from the records and from what HAProxy was last seen to serve.
 func (sc *sidecar) view() status.View {
-	report := sc.hap.Report()
+	var report dataplane.Report
+	if sc.hap != nil {
+		report = sc.hap.Report()
+	}
 	loaded, unreadable := sc.catalog.state()
 	in := status.Input{
 		Now: time.Now(), Node: sc.set.Node, Version: buildVersion(), Loading: !loaded,
@@ -77,6 +80,9 @@ func (sc *sidecar) conditions(report dataplane.Report, loaded bool, unreadable [
 		if len(problems) > 1 {
 			set.Message += fmt.Sprintf(" (and %d more; see 'spoacme check')", len(problems)-1)
 		}
+	}
+	if sc.hap == nil {
+		return []status.Condition{st, set}
 	}
 	return []status.Condition{haproxy, st, disk, set}
 }
