@@ -91,8 +91,11 @@ func (h *HAProxy) settle(ctx context.Context) (Place, error) {
 	if err := h.lockDir(p.CrtDir); err != nil {
 		return Place{}, err
 	}
-	if err := h.savePlace(p); err != nil {
-		h.log.Warn("could not keep where certificates go", "err", err)
+	if p != h.saved {
+		if err := h.savePlace(p); err != nil {
+			h.log.Warn("could not keep where certificates go", "err", err)
+		}
+		h.saved = p
 	}
 	return p, nil
 }
@@ -109,6 +112,9 @@ func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 		h.wanted[j.want] = true
 	}
 	h.mu.Unlock()
+	if len(jobs) == 0 {
+		return nil
+	}
 	down := h.look(ctx, jobs)
 	h.prepare(ctx, jobs)
 	if down == nil {

@@ -20,12 +20,7 @@ type Process struct {
 	Started time.Time // exact to a second or two
 }
 
-// identity tells processes apart; in a container every HAProxy may have the same PID.
-type identity struct {
-	pid     int
-	started int64
-}
-
+// same tells processes apart by their start, too: in a container every HAProxy may have the same PID.
 func (p Process) same(q Process) bool {
 	d := p.Started.Sub(q.Started)
 	return p.PID == q.PID && d > -3*time.Second && d < 3*time.Second
@@ -88,14 +83,19 @@ func (h *HAProxy) rawUntil(ctx context.Context, command, until string, timeout t
 	})
 }
 
+// buffer is tune.bufsize of a process.
+type buffer struct {
+	of   Process
+	size int
+}
+
 var bufferPool = regexp.MustCompile(`Pool buffer \(([0-9]+) bytes\)`)
 
 // bufsize returns tune.bufsize of the running process: the size of its buffers. HAProxy 2.2 dies some time
 // after a command that is larger, so it must be known and never be tried.
 func (h *HAProxy) bufsize(ctx context.Context, p Process) (int, error) {
-	id := identity{p.PID, p.Started.Unix()}
-	if n := h.buffer[id]; n > 0 {
-		return n, nil
+	if h.buffer.size > 0 && h.buffer.of.same(p) {
+		return h.buffer.size, nil
 	}
 	answer, err := h.raw(ctx, "show pools")
 	if err != nil {
@@ -107,8 +107,7 @@ func (h *HAProxy) bufsize(ctx context.Context, p Process) (int, error) {
 			n = v
 		}
 	}
-	clear(h.buffer)
-	h.buffer[id] = n
+	h.buffer = buffer{of: p, size: n}
 	return n, nil
 }
 

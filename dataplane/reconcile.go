@@ -191,6 +191,9 @@ func (h *HAProxy) everything(ctx context.Context, src Source) error {
 }
 
 func (h *HAProxy) compare(ctx context.Context, src Source) error {
+	if err := h.applyAll(ctx, nil); err != nil { // where certificates go, locked, also when there are none
+		return err
+	}
 	wants, err := src.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list certificates of the store: %w", err)
@@ -298,7 +301,7 @@ func (h *HAProxy) setErr(err error) {
 	h.mu.Unlock()
 	switch {
 	case err == nil && before != nil:
-		h.log.Info("HAProxy answers again")
+		h.log.Info("HAProxy is kept up to date again")
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		h.log.Error("HAProxy can't be kept up to date", "err", err)
 	}

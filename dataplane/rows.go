@@ -81,6 +81,35 @@ func (h *HAProxy) readAgents(ctx context.Context, backend string, rows []Row) er
 }
 
 func parseRows(answer, backend string) ([]Row, error) {
+	records, err := statistics(answer)
+	if err != nil {
+		return nil, err
+	}
+	var rows []Row
+	for _, r := range records {
+		if r.get("pxname") != backend || r.get("svname") == "" {
+			continue
+		}
+		weight, _ := strconv.Atoi(r.get("uweight"))
+		rows = append(rows, Row{Name: r.get("svname"), State: rowState(r.get("status")), Weight: weight, Text: line(r.get("last_agt"))})
+	}
+	return rows, nil
+}
+
+// statistic is one line of the answer to `show stat`.
+type statistic struct {
+	column map[string]int
+	fields []string
+}
+
+func (s statistic) get(name string) string {
+	if i, ok := s.column[name]; ok && i < len(s.fields) {
+		return s.fields[i]
+	}
+	return ""
+}
+
+func statistics(answer string) ([]statistic, error) {
 	r := csv.NewReader(strings.NewReader(strings.TrimLeft(answer, "\n# ")))
 	r.FieldsPerRecord = -1
 	records, err := r.ReadAll()
@@ -91,21 +120,11 @@ func parseRows(answer, backend string) ([]Row, error) {
 	for i, name := range records[0] {
 		column[name] = i
 	}
-	var rows []Row
+	all := make([]statistic, 0, len(records)-1)
 	for _, rec := range records[1:] {
-		get := func(name string) string {
-			if i, ok := column[name]; ok && i < len(rec) {
-				return rec[i]
-			}
-			return ""
-		}
-		if get("pxname") != backend || get("svname") == "" {
-			continue
-		}
-		weight, _ := strconv.Atoi(get("uweight"))
-		rows = append(rows, Row{Name: get("svname"), State: rowState(get("status")), Weight: weight, Text: line(get("last_agt"))})
+		all = append(all, statistic{column, rec})
 	}
-	return rows, nil
+	return all, nil
 }
 
 func rowState(status string) string {
