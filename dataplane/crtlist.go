@@ -125,7 +125,7 @@ func listError(path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read %s: the crt-list that HAProxy has loaded is gone; HAProxy will not restart without it: put it back (an empty file is a beginning)", path)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("read %s (%s): permission denied; make it readable for this user", path, ownership(path))
+		return fmt.Errorf("read %s (%s): permission denied; make it readable for this user", path, Ownership(path))
 	}
 	return err
 }

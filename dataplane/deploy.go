@@ -105,7 +105,7 @@ func (h *HAProxy) settle(ctx context.Context) (Place, error) {
 // error is why HAProxy could not be asked.
 func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 	for _, j := range jobs {
-		j.file = p.file(j.name)
+		j.file = p.File(j.name)
 	}
 	h.mu.Lock()
 	for _, j := range jobs {
@@ -261,7 +261,7 @@ func (h *HAProxy) takeBack(ctx context.Context, j *job, cause error) error {
 
 // listOnDisk writes the lines that the crt-list file lacks.
 func (h *HAProxy) listOnDisk(ctx context.Context, p Place, jobs []*job, down error) {
-	if p.directory() {
+	if p.Directory() {
 		return
 	}
 	err := h.list.load(p.CrtList)

@@ -126,7 +126,7 @@ func (w *wire) explain(err error) error {
 func permissionRemedy(socket string) string {
 	for dir := filepath.Dir(socket); ; dir = filepath.Dir(dir) {
 		if syscall.Access(dir, 1) != nil {
-			return fmt.Sprintf("permission denied at %s (%s); %s", dir, ownership(dir), join(dir))
+			return fmt.Sprintf("permission denied at %s (%s); %s", dir, Ownership(dir), join(dir))
 		}
 		if dir == filepath.Dir(dir) {
 			break
@@ -137,13 +137,13 @@ func permissionRemedy(socket string) string {
 		return "permission denied"
 	}
 	if fi.Mode().Perm()&0o060 != 0o060 {
-		return fmt.Sprintf("permission denied (%s); write `mode 660 group GROUP` on the `stats socket` line, with a group of this user, and restart HAProxy", ownership(socket))
+		return fmt.Sprintf("permission denied (%s); write `mode 660 group GROUP` on the `stats socket` line, with a group of this user, and restart HAProxy", Ownership(socket))
 	}
-	return fmt.Sprintf("permission denied (%s); %s", ownership(socket), join(socket))
+	return fmt.Sprintf("permission denied (%s); %s", Ownership(socket), join(socket))
 }
 
-// ownership is "root:haproxy 0660".
-func ownership(path string) string {
+// Ownership describes who may use a path: "root:haproxy 0660".
+func Ownership(path string) string {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return "unknown owner"
@@ -192,8 +192,8 @@ func trim(s string) string { return strings.Trim(s, "\n") }
 
 // permission finds "permission denied" among the answers to several commands.
 func permission(answer []byte) error {
-	for l := range bytes.Lines(answer) {
-		if err := refused(l); err != nil {
+	for _, block := range bytes.Split(answer, []byte("\n\n")) {
+		if err := refused(block); err != nil {
 			return err
 		}
 	}

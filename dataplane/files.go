@@ -107,7 +107,7 @@ func diskError(path string, err error) error {
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("write %s: read-only file system; mount it read-write, or allow it (ReadWritePaths=%s): %w", path, dir, syscall.EROFS)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("write %s: %s is %s; give this user write permission there: %w", path, dir, ownership(dir), fs.ErrPermission)
+		return fmt.Errorf("write %s: %s is %s; give this user write permission there: %w", path, dir, Ownership(dir), fs.ErrPermission)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("write %s: directory %s does not exist; create it", path, dir)
 	}
@@ -135,8 +135,8 @@ func readFile(path string, limit int64) ([]byte, fs.FileInfo, error) {
 	return b, fi, err
 }
 
-// leafFingerprint returns the SHA-1 of the first certificate of a PEM file as HAProxy prints it, or "".
-func leafFingerprint(text []byte) string {
+// LeafFingerprint returns the SHA-1 of the first certificate of a PEM file as HAProxy prints it, or "".
+func LeafFingerprint(text []byte) string {
 	for len(text) > 0 {
 		var b *pem.Block
 		if b, text = pem.Decode(text); b == nil {
@@ -165,7 +165,7 @@ func (h *HAProxy) current(name, path, fingerprint string) bool {
 		if err != nil {
 			return false
 		}
-		old.fingerprint = leafFingerprint(text)
+		old.fingerprint = LeafFingerprint(text)
 		h.note(name, fi, old.fingerprint)
 	}
 	return old.fingerprint == fingerprint
@@ -192,7 +192,7 @@ func (h *HAProxy) storePEM(name, path string, b *store.Bundle) (stored, error) {
 			return stored{}, fmt.Errorf("%w in %s: %w; import that file, or renew", ErrHeld, path, worse)
 		}
 	case errors.Is(err, fs.ErrPermission):
-		return stored{}, fmt.Errorf("read %s (%s): permission denied; what is there is not known, so it is not replaced: make it readable for this user", path, ownership(path))
+		return stored{}, fmt.Errorf("read %s (%s): permission denied; what is there is not known, so it is not replaced: make it readable for this user", path, Ownership(path))
 	default:
 		return stored{}, err
 	}
@@ -245,7 +245,7 @@ func (h *HAProxy) lockDir(dir string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("lock %s: the directory does not exist; create it and let this user write to it", dir)
 		}
-		return fmt.Errorf("lock %s (%s): %w", dir, ownership(dir), err)
+		return fmt.Errorf("lock %s (%s): %w", dir, Ownership(dir), err)
 	}
 	if !ok {
 		return fmt.Errorf("%w, in %s; stop the other one, or give this one a directory of its own with SPOACME_CRT_DIR", ErrLocked, dir)

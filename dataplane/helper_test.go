@@ -279,7 +279,7 @@ func (s *site) serves(name string) string {
 		return ""
 	}
 	peer := c.ConnectionState().PeerCertificates[0]
-	return leafFingerprint(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: peer.Raw}))
+	return LeafFingerprint(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: peer.Raw}))
 }
 
 // open returns the object under test.

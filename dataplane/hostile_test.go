@@ -190,11 +190,15 @@ func TestRealFaults(t *testing.T) {
 	each(t, func(t *testing.T, version string) {
 		s, c := withList(t, version)
 		s.start()
-		two := 0
+		two, done := 0, 0
 		for _, command := range commands {
 			for name, fault := range faults {
 				for _, fresh := range []bool{true, false} {
 					two++
+					if testing.Short() && two%4 != 0 {
+						continue
+					}
+					done++
 					cert := fmt.Sprintf("c%d", two)
 					var hit atomic.Bool
 					socket := faulty(t, s.socket, func(cmd string, answer []byte) []byte {
@@ -229,8 +233,8 @@ func TestRealFaults(t *testing.T) {
 				}
 			}
 		}
-		if text := string(must(os.ReadFile(s.crtList))); strings.Count(text, "\n") != two {
-			t.Fatalf("%d lines in the crt-list, want %d", strings.Count(text, "\n"), two)
+		if text := string(must(os.ReadFile(s.crtList))); strings.Count(text, "\n") != done {
+			t.Fatalf("%d lines in the crt-list, want %d", strings.Count(text, "\n"), done)
 		}
 		if err := s.check(); err != nil {
 			t.Fatal(err)

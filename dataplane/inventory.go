@@ -246,7 +246,7 @@ func (h *HAProxy) Served(ctx context.Context, name string) (Served, error) {
 	if err != nil {
 		return Served{}, err
 	}
-	s, err := h.show(ctx, p.file(name))
+	s, err := h.show(ctx, p.File(name))
 	if err != nil {
 		return Served{}, err
 	}
@@ -262,10 +262,11 @@ func (h *HAProxy) Served(ctx context.Context, name string) (Served, error) {
 	return s[0], nil
 }
 
-func (p Place) file(name string) string { return filepath.Join(p.CrtDir, name+".pem") }
+// File is the PEM file of a certificate.
+func (p Place) File(name string) string { return filepath.Join(p.CrtDir, name+".pem") }
 
-// directory reports whether certificates are added to a certificate directory (`crt DIR/`).
-func (p Place) directory() bool {
+// Directory reports whether certificates are added to a certificate directory (`crt DIR/`).
+func (p Place) Directory() bool {
 	if p.CrtList == p.CrtDir {
 		return true
 	}
@@ -323,6 +324,9 @@ func choose(asked Place, loaded []string) (Place, error) {
 		if fi, err := os.Stat(p.CrtList); err == nil && fi.IsDir() {
 			p.CrtDir = p.CrtList
 		}
+	}
+	if p.CrtDir != p.CrtList && p.Directory() {
+		return Place{}, fmt.Errorf("HAProxy loads the certificates of directory %s, so they can't be kept in %s; drop SPOACME_CRT_DIR, or use a crt-list", p.CrtList, p.CrtDir)
 	}
 	for _, path := range []string{p.CrtDir, p.CrtList} {
 		if !filepath.IsAbs(path) {

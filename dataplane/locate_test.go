@@ -28,6 +28,7 @@ func TestChoose(t *testing.T) {
 		{"chosen, in HAProxy's spelling", Place{CrtList: "/c/b"}, []string{"/a", "/c//b"}, Place{"/c", "/c//b"}, ""},
 		{"chosen and not loaded", Place{CrtList: "/c"}, []string{"/a", "/b"}, Place{}, "HAProxy has not loaded the crt-list /c (loaded: /a, /b); name it on a bind line, or correct SPOACME_CRT_LIST"},
 		{"PEM files elsewhere", Place{CrtDir: "/pem"}, []string{list}, Place{"/pem", list}, ""},
+		{"PEM files not in the directory", Place{CrtDir: "/pem"}, []string{dir}, Place{}, "HAProxy loads the certificates of directory " + dir + ", so they can't be kept in /pem; drop SPOACME_CRT_DIR, or use a crt-list"},
 		{"relative", Place{}, []string{"certs/list"}, Place{}, `path "certs" is relative to HAProxy's working directory; write an absolute path`},
 	}
 	for _, tt := range tests {

@@ -58,9 +58,3 @@ func (h *HAProxy) Buffer(ctx context.Context) (int, error) {
 	defer h.release()
 	return h.bufsize(ctx, p)
 }
-
-// Directory reports whether certificates are added to a certificate directory (`crt DIR/`), not to a crt-list file.
-func (p Place) Directory() bool { return p.directory() }
-
-// Ownership describes who may use a path: "root:haproxy 0660".
-func Ownership(path string) string { return ownership(path) }

@@ -235,7 +235,7 @@ func (h *HAProxy) buryDead(ctx context.Context) {
 		return
 	}
 	defer h.release()
-	if p, err := h.settle(ctx); err == nil && !p.directory() {
+	if p, err := h.settle(ctx); err == nil && !p.Directory() {
 		h.bury(p)
 	}
 }

@@ -34,7 +34,7 @@ func (h *HAProxy) Remove(ctx context.Context, name string, force bool) error {
 }
 
 func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) error {
-	file := p.file(name)
+	file := p.File(name)
 	inv, down := h.removable(ctx, p, file, force)
 	if down != nil && !errors.Is(down, ErrDown) {
 		return down
@@ -56,7 +56,7 @@ func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) 
 // removeFiles deletes the line now and the PEM file later. In a certificate directory it is the file alone, at once: a
 // HAProxy that is being started in the very moment fails and has to be started again, whatever the order.
 func (h *HAProxy) removeFiles(p Place, file string) error {
-	if p.directory() {
+	if p.Directory() {
 		return removePEM(file)
 	}
 	if err := h.list.remove(p.CrtList, file); err != nil {
