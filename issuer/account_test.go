@@ -1,6 +1,8 @@
 package issuer
 
 import (
+	"crypto/x509"
+	"math/big"
 	"net/http"
 	"strings"
 	"testing"
@@ -39,7 +41,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-func TestAccount(t *testing.T) {
+func TestAccountLost(t *testing.T) {
 	lost := func(b *bench) store.Key {
 		b.demand("shop=shop.example.com")
 		b.start()
@@ -83,6 +85,9 @@ func TestAccount(t *testing.T) {
 			t.Errorf("%d accounts, %d issued", b.ca.total(accounts), b.count(store.KindIssued))
 		}
 	})
+}
+
+func TestAccountChanges(t *testing.T) {
 	bubble(t, "unknown to the CA", func(t *testing.T, b *bench) {
 		b.cfg.NewAccount = true
 		forgotten := true
@@ -129,4 +134,33 @@ func TestAccount(t *testing.T) {
 			t.Errorf("account %+v, %d at the CA", a, b.ca.total(accounts))
 		}
 	})
+}
+
+// The example of RFC 9773 section 4.1.
+func TestARIID(t *testing.T) {
+	m := newModel(t)
+	m.ca.SubjectKeyId = []byte{0x69, 0x88, 0x5b, 0x6b, 0x87, 0x46, 0x40, 0x41, 0xe1, 0xb3, 0x7b, 0x84, 0x7b, 0xa0, 0xae, 0x2c, 0xde, 0x01, 0xc8, 0xd4}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(0x87654321), NotAfter: time.Now().Add(time.Hour)}
+	if got := ariID(chainPEM(m.sign(leaf, m.ca, m.key.Public(), m.key))); got != "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE" {
+		t.Error(got)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	for _, kind := range []string{"", "ec256", "ec384", "rsa2048", "rsa3072"} {
+		key, err := newKey(kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newCSR(store.NewSecret(key), []string{"shop.example.com"}); err != nil {
+			t.Error(err)
+		}
+	}
+	want := `draw key: type "ec256+rsa2048": use one of ec256, ec384, rsa2048, rsa3072 and rsa4096`
+	if _, err := newKey("ec256+rsa2048"); err == nil || err.Error() != want {
+		t.Error(err)
+	}
+	if _, err := newCSR(store.NewSecret([]byte("sesame")), nil); err == nil || strings.Contains(err.Error(), "sesame") {
+		t.Error(err)
+	}
 }

@@ -123,3 +123,36 @@ func TestFaultyCommits(t *testing.T) {
 		}
 	}
 }
+
+// A CA that has gone for ever holds a certificate up for a day, or for a week when it was asked to issue.
+func TestHopeless(t *testing.T) {
+	for op, held := range map[string]time.Duration{"challenge": day, "certificate": week} {
+		bubble(t, op, func(t *testing.T, b *bench) {
+			second := newModel(t)
+			second.host, second.validate = "second.example", b.published
+			b.cfg.HTTP = &http.Client{Transport: both{b.ca, second}}
+			dead := false
+			b.ca.intercept = func(r *request) *http.Response {
+				if dead = dead || r.op == op; dead {
+					return unreachable
+				}
+				return nil
+			}
+			b.demand("shop=shop.example.com")
+			b.start()
+			b.settle(time.Minute)
+			b.stop()
+			b.cfg.CAs = []CA{{Directory: second.directory()}}
+			b.start()
+			b.settle(held - 2*time.Hour)
+			if second.total(orders) != 0 {
+				t.Error("another CA was asked too early")
+			}
+			b.settle(5 * time.Hour)
+			if c := read[*store.Certificate](b, store.KindIssued, "shop"); c == nil || second.total(orders) != 1 {
+				t.Error("not issued by the other CA")
+			}
+			b.clean()
+		})
+	}
+}

@@ -138,6 +138,9 @@ func TestRequests(t *testing.T) {
 			t.Errorf("%d orders: renew is not once", b.ca.total(orders))
 		}
 	})
+}
+
+func TestRequestsAtOddTimes(t *testing.T) {
 	bubble(t, "renew during a pause", func(t *testing.T, b *bench) {
 		failName("shop.example.com")(b)
 		b.demand("shop=shop.example.com")

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/go-acme/lego/v4/acme"
+
+	"github.com/spoacme/spoacme/store"
 )
 
 // class is what a failure means for the next try.
@@ -39,6 +41,20 @@ type failure struct {
 
 func (f *failure) Error() string { return shorten(f.err.Error(), 2000) }
 func (f *failure) Unwrap() error { return f.err }
+
+// hopeless reports whether an order that the CA neither fulfils nor ends is given up: a CA that has gone for ever, or that no longer
+// knows us, must not hold a certificate up. By then no request of ours can still be on its way; where the CA was asked to
+// issue already, the order's own end is waited for.
+func (f *failure) hopeless(o *store.Order, now time.Time) bool {
+	if f.class != classUnavailable && f.class != classAccount {
+		return false
+	}
+	patience := 24 * time.Hour
+	if o.Finalized {
+		patience = week
+	}
+	return now.Sub(o.Started) > patience
+}
 
 // fail makes a failure of an error, whatever it is.
 func fail(err error) *failure {
@@ -182,7 +198,7 @@ func isGone(err error) bool {
 // isTransient reports whether the same request may well succeed in a moment.
 func isTransient(err error) bool {
 	f := fail(err)
-	return f.class == classUnavailable && f.until.IsZero()
+	return f.class == classUnavailable && f.until.IsZero() && !isProblem(err, "badNonce") // which was repeated already
 }
 
 // oneLine makes foreign text fit for a log line: no control characters, bounded.

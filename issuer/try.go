@@ -109,9 +109,9 @@ func (t *term) spend(directory string, n int, now time.Time) *store.Budget {
 func (t *term) firstPoll(issuing bool) time.Duration {
 	many := time.Duration(min(t.inFlight.Load(), 100))
 	if issuing {
-		return 150*time.Millisecond + many*4*time.Millisecond
+		return 150*time.Millisecond + many*2*time.Millisecond
 	}
-	return 100*time.Millisecond + many*2*time.Millisecond
+	return 100*time.Millisecond + many*time.Millisecond
 }
 
 // try works on a certificate in a goroutine of its own, which ends with a report.
@@ -213,7 +213,7 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 		if p.attempt != nil {
 			a = p.attempt
 		}
-		if f.gone || p.order.URL == "" {
+		if f.gone || p.order.URL == "" || f.hopeless(&p.order, now) {
 			ops = p.end()
 		} else { // it is gone on with, and the CA may still ask for its tokens
 			t.index.put(&p.order, "")
