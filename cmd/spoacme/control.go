@@ -58,7 +58,7 @@ type control struct {
 	catalog *catalog
 	removal *removal
 	fleet   *fleet // nil without a fleet
-	tokens  *tokens
+	tokens  *tokens // nil without HAProxy
 	view    func() status.View
 	log     *slog.Logger
 }
@@ -225,6 +225,10 @@ const probeFor = 10 * time.Second
 func (c *control) probe(w http.ResponseWriter, r *http.Request) {
 	// Only with the body read does net/http notice that the client hangs up.
 	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxRequestBytes))
+	if c.tokens == nil {
+		reply(w, http.StatusConflict, failure{"this sidecar has no HAProxy"})
+		return
+	}
 	p := probe{Token: "spoacme-check-" + rand.Text()}
 	p.KeyAuth = p.Token + "." + rand.Text()
 	withdraw, err := c.tokens.publishProbe(p)

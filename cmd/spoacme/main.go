@@ -76,7 +76,7 @@ It is configured in haproxy.cfg, by setenv lines of the global section:
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError("%v; see '%s --help'", err, c.CommandPath())
 	})
-	root.AddCommand(newRun(), newIssue(), newRenew(), newRemove(), newStatus(), newKeygen(), newForget(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newIssue(), newRenew(), newRemove(), newStatus(), newKeygen(), newForget(), newVersion())
 	for _, c := range root.Commands() {
 		c.Args = usageArgs(c.Args)
 	}

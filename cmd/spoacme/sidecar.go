@@ -188,7 +188,7 @@ func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, fleet: sc.fleet, view: sc.view, log: sc.log}
+	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, fleet: sc.fleet, tokens: sc.tokens, view: sc.view, log: sc.log}
 	g.Go(func() error { return c.Serve(ctx, local) })
 	return nil
 }
@@ -203,11 +203,28 @@ func (sc *sidecar) answerHAProxy(ctx context.Context, g *errgroup.Group) error {
 	if sc.set.AgentCheck == "" {
 		return nil
 	}
-	if ln, err = listen(sc.set.AgentCheck, "SPOACME_AGENT_CHECK"); err != nil {
+	checks, err := listen(sc.set.AgentCheck, "SPOACME_AGENT_CHECK")
+	if err != nil {
 		return err
 	}
-	g.Go(func() error { return (&status.AgentCheck{View: sc.view}).Serve(ctx, ln) })
+	g.Go(func() error { return (&status.AgentCheck{View: sc.view}).Serve(ctx, checks) })
 	return nil
+}
+
+// settle is how long a process of a fleet waits before it may lead: the others may be starting too, and a node
+// that the leader does not know yet answers no challenge.
+const settle = 3 * time.Second
+
+// lead issues certificates whenever this process holds the lease, until ctx ends.
+func (sc *sidecar) lead(ctx context.Context) error {
+	if sc.fleet != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+	}
+	return sc.issuer.Run(ctx)
 }
 
 // work starts what brings certificates to HAProxy.
@@ -215,7 +232,7 @@ func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return sc.catalog.Run(ctx) })
 	g.Go(func() error { return sc.watchSettings(ctx) })
 	if sc.set.Role != roleEdge {
-		g.Go(func() error { return sc.issuer.Run(ctx) })
+		g.Go(func() error { return sc.lead(ctx) })
 	}
 	if sc.fleet != nil {
 		g.Go(func() error { return sc.fleet.Run(ctx) })

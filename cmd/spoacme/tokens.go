@@ -46,15 +46,19 @@ const (
 	reachFresh = time.Second           // how long its word is taken
 )
 
-// acknowledge says which generation is in the table, while HAProxy reaches the agent.
+// acknowledge says which generation is in the table, while HAProxy reaches the agent. At the start it says that there
+// is a node, so that orders wait for it although it can't answer yet.
 func (t *tokens) acknowledge(ctx context.Context) error {
 	var asked time.Time
-	for {
+	for first := true; ; first = false {
 		var generation uint64
 		select {
 		case <-ctx.Done():
 			return nil
 		case generation = <-t.applied:
+		}
+		if first {
+			t.ack(ctx, 0)
 		}
 		for time.Since(asked) > reachFresh && !t.reached(ctx) {
 			select {
@@ -65,9 +69,13 @@ func (t *tokens) acknowledge(ctx context.Context) error {
 			}
 		}
 		asked = time.Now()
-		if err := t.store.Ack(ctx, generation); err != nil && ctx.Err() == nil {
-			t.log.Warn("tokens can't be acknowledged", "err", err)
-		}
+		t.ack(ctx, generation)
+	}
+}
+
+func (t *tokens) ack(ctx context.Context, generation uint64) {
+	if err := t.store.Ack(ctx, generation); err != nil && ctx.Err() == nil {
+		t.log.Warn("tokens can't be acknowledged", "err", err)
 	}
 }
 
