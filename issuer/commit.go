@@ -85,9 +85,10 @@ func (t *term) written(ctx context.Context, ops []store.Op) (bool, error) {
 // fence fails when the lease is no longer ours: nothing is asked of the CA then.
 func (t *term) fence(ctx context.Context) error { return t.commit(ctx, nil, nil) }
 
-// chunks cuts operations into commits that every store takes.
+// chunks cuts operations into commits of a size that every store takes; one whose records are too large is refused, and write takes
+// it apart.
 func chunks(ops []store.Op) [][]store.Op {
-	const most = store.MaxOperations / 2
+	const most = store.MaxOperations
 	var all [][]store.Op
 	for len(ops) > most {
 		all, ops = append(all, ops[:most]), ops[most:]

@@ -21,6 +21,8 @@ type desk struct {
 	limited    map[string]int                // rate limits in a row on single certificates, by CA directory
 	settingsAt time.Time                     // when the settings last changed during this term
 	said       map[string]bool               // warnings that were given already
+	merged     bool                          // demand and wanted are as the last merge left them
+	mergeAt    time.Time                     // when a change that has to wait is due; zero for none
 }
 
 // outage is a CA, or our account there, that fails for every certificate alike.
@@ -49,16 +51,28 @@ func (t *term) pass(ctx context.Context) (next time.Time, err error) {
 	if err := t.requests(ctx, now); err != nil {
 		return next, err
 	}
+	if err := t.merge(ctx, now); err != nil {
+		return next, err
+	}
+	next, err = t.start(ctx, now)
+	return sooner(next, t.mergeAt), err
+}
+
+// merge brings what is wanted into step with the demand, when either has changed or a change has waited long enough.
+func (t *term) merge(ctx context.Context, now time.Time) error {
+	if t.merged && (t.mergeAt.IsZero() || t.mergeAt.After(now)) {
+		return nil
+	}
 	wanted, again := t.index.merge(now)
-	ops = nil
+	var ops []store.Op
 	for _, w := range wanted {
 		ops = append(ops, store.Put(w))
 	}
 	if err := t.write(ctx, ops); err != nil {
-		return next, err
+		return err
 	}
-	next, err = t.start(ctx, now)
-	return sooner(next, again), err
+	t.merged, t.mergeAt = true, again
+	return nil
 }
 
 // learn works the news into the index and the store. What could not be worked in stays pending.
@@ -77,7 +91,9 @@ func (t *term) learn(ctx context.Context) error {
 	for _, text := range slices.Sorted(maps.Values(t.index.unreadable)) {
 		t.once("a record is left alone", text)
 	}
+	t.merged = t.merged && !t.pending.all
 	for _, k := range t.settledKeys() {
+		t.merged = t.merged && k.Kind != store.KindDemand && k.Kind != store.KindWanted
 		delete(t.held, k.Name)
 		delete(t.pending.keys, k)
 	}
@@ -182,6 +198,7 @@ func (t *term) finish(ctx context.Context, e store.Entry, ops []store.Op, refuse
 	}
 	t.index.apply(ops)
 	delete(t.held, done.Certificate)
+	t.merged = false
 	t.log.Info("request carried out", "op", done.Op, "certificate", done.Certificate, "refused", done.Error)
 	return nil
 }

@@ -23,7 +23,8 @@ type flow struct {
 	t    *term
 	plan *plan
 	ca   *client
-	rec  store.Order // as it is in the store
+	rec  store.Order   // as it is in the store
+	slow time.Duration // how long the CA took to accept the certificate request
 }
 
 // run takes the order from where it stands to the stored certificate. A nil error means that the certificate is
@@ -142,7 +143,9 @@ func (f *flow) finalize(ctx context.Context, order acme.ExtendedOrder) (acme.Ext
 	if err := f.t.commit(ctx, nil, []store.Op{store.Put(&rec)}); err != nil {
 		return order, fmt.Errorf("store order: %w", err)
 	}
+	start := time.Now()
 	done, refused := f.ca.core.Orders.UpdateForCSR(order.Finalize, csr)
+	f.slow = time.Since(start)
 	if refused == nil {
 		return done, nil
 	}
@@ -184,7 +187,7 @@ func (f *flow) abandon(ctx context.Context, order acme.ExtendedOrder, why *failu
 // poll asks for the order until it leaves the given states. The first question comes early, whatever the CA asked for:
 // most orders are done by then. After that Retry-After is the least pause.
 func (f *flow) poll(ctx context.Context, while ...string) (acme.ExtendedOrder, error) {
-	pause := f.t.firstPoll(f.rec.Finalized)
+	pause := f.t.firstPoll(f.rec.Finalized) + min(f.slow, time.Second)
 	for {
 		if err := sleep(ctx, pause); err != nil {
 			return acme.ExtendedOrder{}, err
