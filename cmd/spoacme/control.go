@@ -57,7 +57,7 @@ type control struct {
 	store   store.Store
 	catalog *catalog
 	removal *removal
-	fleet   *fleet // nil without a fleet
+	fleet   *fleet  // nil without a fleet
 	tokens  *tokens // nil without HAProxy
 	view    func() status.View
 	log     *slog.Logger
