@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"github.com/spoacme/spoacme/store"
@@ -21,34 +20,34 @@ var paces = map[class]pace{
 }
 
 // wait is the pause after the n-th failure in a row, up to a tenth longer so that failures of many spread.
-func wait(c class, n int) time.Duration {
+func (i *Issuer) wait(c class, n int) time.Duration {
 	p := paces[c]
 	d := p.first
 	for ; n > 1 && d < p.most; n-- {
 		d *= 3
 	}
 	d = min(d, p.most)
-	return d + rand.N(d/10)
+	return d + i.jitter(d/10)
 }
 
 // begun is the attempt as it is stored before the CA is called: one more failure until it proves otherwise.
-func begun(name, ca string, prev *store.Attempt, now time.Time) *store.Attempt {
+func (i *Issuer) begun(name, ca string, prev *store.Attempt, now time.Time) *store.Attempt {
 	a := &store.Attempt{Name: name, CA: ca, Failures: 1, Tried: now}
 	if prev != nil {
 		a.Failures = prev.Failures + 1
 	}
-	a.Next = now.Add(wait(classUnavailable, a.Failures))
+	a.Next = now.Add(i.wait(classUnavailable, a.Failures))
 	return keepLimit(a, prev)
 }
 
-// failed is the attempt that a has become through f.
-func failed(a *store.Attempt, prev *store.Attempt, f *failure, now time.Time) *store.Attempt {
+// afterwards is the attempt that a has become through f.
+func (i *Issuer) afterwards(a *store.Attempt, prev *store.Attempt, f *failure, now time.Time) *store.Attempt {
 	b := *a
 	b.Error, b.Domain = f.Error(), f.domain
-	b.Next = now.Add(wait(f.class, b.Failures))
+	b.Next = now.Add(i.wait(f.class, b.Failures))
 	b.Limited = f.class == classLimited
 	if b.Next.Before(f.until) {
-		b.Next = f.until.Add(rand.N(time.Minute))
+		b.Next = f.until.Add(i.jitter(time.Minute))
 	}
 	return keepLimit(&b, prev)
 }

@@ -41,7 +41,7 @@ func (f *flow) check(chain []byte) (*store.Certificate, error) {
 	return &store.Certificate{
 		Name: f.plan.name, Domains: f.rec.Spec.Domains, Chain: string(b.Chain()), Private: store.NewSecret(b.Key()),
 		Serial: b.Serial, Fingerprint: b.Fingerprint, Issuer: b.Issuer, NotBefore: b.NotBefore, NotAfter: b.NotAfter,
-		CA: f.rec.CA, Generation: f.rec.Generation, RenewAt: draw(b.NotBefore, b.NotAfter), ARIID: ariID(b.Chain()),
+		CA: f.rec.CA, Generation: f.rec.Generation, RenewAt: draw(b.NotBefore, b.NotAfter, f.t.jitter), ARIID: ariID(b.Chain()),
 	}, nil
 }
 

@@ -151,6 +151,7 @@ func retry[T any](ctx context.Context, call func() (T, error)) (T, error) {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval = 250 * time.Millisecond
 	pauses.MaxInterval = 2 * time.Second
+	pauses.RandomizationFactor = 0 // one process of a fleet asks
 	return backoff.Retry(ctx, func() (T, error) {
 		v, err := call()
 		if err != nil && (ended(ctx, err) || !isTransient(err)) {

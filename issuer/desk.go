@@ -71,6 +71,11 @@ func (t *term) merge(ctx context.Context, now time.Time) error {
 	if err := t.write(ctx, ops); err != nil {
 		return err
 	}
+	for _, w := range wanted {
+		if t.index.wanted[w.Name] != w { // the store refused it
+			again = sooner(again, now.Add(lookAgain))
+		}
+	}
 	t.merged, t.mergeAt = true, again
 	return nil
 }

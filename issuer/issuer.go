@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -76,6 +77,10 @@ type Config struct {
 	// UserAgent is what the CA sees in front of the library's own; "spoacme" when empty.
 	UserAgent string
 
+	// Jitter draws a time from 0 up to, and not, its argument, which is positive: what failed or was issued together is
+	// not tried or renewed together. Random when nil.
+	Jitter func(time.Duration) time.Duration
+
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -86,6 +91,7 @@ type Issuer struct {
 	barrier   time.Duration
 	maxOrders int
 	agent     string
+	jitter    func(time.Duration) time.Duration
 	log       *slog.Logger
 	metrics   *metrics
 
@@ -100,7 +106,7 @@ func New(cfg Config) (*Issuer, error) {
 		return nil, errors.New("configure the issuer: a store is required")
 	}
 	i := &Issuer{
-		store: cfg.Store, barrier: cfg.Barrier, maxOrders: cfg.MaxOrders, agent: cfg.UserAgent, log: cfg.Logger,
+		store: cfg.Store, barrier: cfg.Barrier, maxOrders: cfg.MaxOrders, agent: cfg.UserAgent, jitter: cfg.Jitter, log: cfg.Logger,
 		metrics: newMetrics(), changed: make(chan struct{}),
 	}
 	if i.barrier <= 0 {
@@ -111,6 +117,9 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	if i.agent == "" {
 		i.agent = "spoacme"
+	}
+	if i.jitter == nil {
+		i.jitter = rand.N[time.Duration]
 	}
 	if i.log == nil {
 		i.log = slog.New(slog.DiscardHandler)

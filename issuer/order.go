@@ -77,7 +77,7 @@ func (f *flow) begin(ctx context.Context) error {
 		}
 		f.rec.Private = store.NewSecret(key)
 	}
-	p.attempt = begun(p.name, f.rec.CA, p.prev, time.Now().UTC())
+	p.attempt = f.t.begun(p.name, f.rec.CA, p.prev, time.Now().UTC())
 	rec := f.rec
 	err := f.t.commit(ctx, p.unchanged(), []store.Op{store.Put(p.attempt), store.Put(&rec)})
 	if err != nil {

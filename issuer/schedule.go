@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"github.com/spoacme/spoacme/store"
@@ -35,7 +34,7 @@ func factsOf(c *store.Certificate) *facts {
 // draw picks when a certificate is to be renewed: with a third of its lifetime left, half of it where it lives less than
 // ten days, and up to a tenth of that earlier, so that what was ordered together is not renewed together. It is drawn
 // once and stored.
-func draw(notBefore, notAfter time.Time) time.Time {
+func draw(notBefore, notAfter time.Time, jitter func(time.Duration) time.Duration) time.Time {
 	life := notAfter.Sub(notBefore)
 	left := life / 3
 	if life < 10*24*time.Hour {
@@ -44,7 +43,7 @@ func draw(notBefore, notAfter time.Time) time.Time {
 	if left <= 0 {
 		return notAfter
 	}
-	return notAfter.Add(-left - rand.N(left/10+1)).UTC()
+	return notAfter.Add(-left - jitter(left/10+1)).UTC()
 }
 
 // due says whether a certificate is to be ordered now, and if not, when to look again. Time alone never makes a

@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ func TestDraw(t *testing.T) {
 	} {
 		seen := map[time.Time]bool{}
 		for range 50 {
-			at := draw(from, from.Add(c.life))
+			at := draw(from, from.Add(c.life), rand.N[time.Duration])
 			if left := from.Add(c.life).Sub(at); left < c.least || left > c.most {
 				t.Errorf("lifetime %s: renewed with %s left, want %s to %s", c.life, left, c.least, c.most)
 			}
@@ -31,7 +32,7 @@ func TestDraw(t *testing.T) {
 			t.Errorf("lifetime %s: %d different draws of 50", c.life, len(seen))
 		}
 	}
-	if at := draw(from, from); !at.Equal(from) {
+	if at := draw(from, from, rand.N[time.Duration]); !at.Equal(from) {
 		t.Errorf("no lifetime: %s", at)
 	}
 }

@@ -206,7 +206,7 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 	now := time.Now()
 	f := fail(o.err)
 	prev := t.index.attempts[o.name]
-	a := begun(o.name, o.ca, prev, now.UTC())
+	a := t.begun(o.name, o.ca, prev, now.UTC())
 	var ops []store.Op
 	if p := o.plan; p != nil {
 		prev = p.prev
@@ -220,7 +220,7 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 		}
 		ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
 	}
-	a = failed(a, prev, f, now.UTC())
+	a = t.afterwards(a, prev, f, now.UTC())
 	ops = append(ops, store.Put(a))
 	if b := t.closed(o.ca, f, now); b != nil {
 		ops = append(ops, store.Put(b))
@@ -263,7 +263,7 @@ func (t *term) closed(directory string, f *failure, now time.Time) *store.Budget
 		}
 		if !out.until.After(now) {
 			out.failures++
-			out.until = now.Add(wait(f.class, out.failures))
+			out.until = now.Add(t.wait(f.class, out.failures))
 		}
 		if out.until.Before(f.until) {
 			out.until = f.until
