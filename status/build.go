@@ -35,7 +35,32 @@ func Build(in Input) View {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		v.Certificates = append(v.Certificates, certificate(name, all[name], in.Now, in.HAProxy.Reachable))
 	}
+	v.Fleet = in.Fleet
+	countNodes(v)
 	return v
+}
+
+// countNodes says on how many nodes of the fleet each certificate is served. What this node serves it knows
+// best itself; of the others it knows what they say differs.
+func countNodes(v View) {
+	all := 0
+	differs := map[string]int{}
+	for _, n := range v.Fleet {
+		if !n.serves() || n.Name == v.Node {
+			continue
+		}
+		all++
+		for _, d := range n.Differs {
+			differs[d.Certificate]++
+		}
+	}
+	for i := range v.Certificates {
+		c := &v.Certificates[i]
+		c.Nodes.All += all
+		if c.Stored != nil {
+			c.Nodes.Serving += all - differs[c.Name]
+		}
+	}
 }
 
 func gather(in Input) map[string]*facts {
