@@ -110,6 +110,29 @@ func TestAccountChanges(t *testing.T) {
 			t.Errorf("%d issued, %d accounts: the same key is to be registered again", b.count(store.KindIssued), b.ca.total(accounts))
 		}
 	})
+	bubble(t, "unknown to the CA, with an order in flight", func(t *testing.T, b *bench) {
+		b.cfg.NewAccount = true
+		forgotten := false
+		b.ca.intercept = func(r *request) *http.Response {
+			switch r.op {
+			case "challenge":
+				forgotten = forgotten || b.ca.total(orders) == 1
+			case "account":
+				forgotten = false
+			}
+			if forgotten && r.op != "directory" && r.op != "nonce" {
+				return problem(400, "accountDoesNotExist", "Account not found")
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Hour)
+		if b.count(store.KindIssued) != 1 || b.ca.total(orders) != 2 {
+			t.Errorf("%d issued with %d orders", b.count(store.KindIssued), b.ca.total(orders))
+		}
+		b.clean()
+	})
 	bubble(t, "external binding", func(t *testing.T, b *bench) {
 		b.ca.eab = true
 		b.cfg.CAs[0].EABKeyID, b.cfg.CAs[0].EABKey = "kid-1", "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ"

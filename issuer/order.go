@@ -117,6 +117,12 @@ func (f *flow) ask(ctx context.Context) (acme.ExtendedOrder, error) {
 		fl := fail(err)
 		if fl.gone = isGone(err); fl.gone {
 			fl.class = classUnavailable
+		} else if isProblem(err, "accountDoesNotExist") { // nor, then, the order
+			settings, _ := f.t.current()
+			if err := f.t.accountUnknown(ctx, f.ca); err != nil {
+				return order, err
+			}
+			fl.gone = settings.NewAccount
 		} else if isProblem(err, "unauthorized") { // it is another account's, or ours was closed
 			fl.class = classAccount
 		}
