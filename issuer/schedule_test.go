@@ -84,7 +84,6 @@ func TestRenewals(t *testing.T) {
 	}{
 		{time.Hour + time.Hour, 24 * time.Hour, 22, 60}, // an hour of it is in the past when it is issued
 		{160 * time.Hour, 15 * day, 5, 6},
-		{45 * day, 33 * day, 2, 2},
 	} {
 		bubble(t, c.lifetime.String(), func(t *testing.T, b *bench) {
 			b.ca.lifetime = c.lifetime
