@@ -34,7 +34,7 @@ func (l *leaseTerm) begin(ctx context.Context) error {
 	if w.manifest, err = l.s.manifest(ctx); err != nil {
 		return err
 	}
-	meta, err := l.meta(ctx)
+	fleet, meta, err := l.meta(ctx)
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,11 @@ func (l *leaseTerm) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return l.first(ctx, append(meta, missing...))
+	if err := l.first(ctx, append(meta, missing...)); err != nil {
+		return err
+	}
+	l.s.setFleet(fleet)
+	return nil
 }
 
 // readFeed reads the feed that goes on in this term, or begins a new one.
@@ -62,11 +66,11 @@ func (l *leaseTerm) readFeed(ctx context.Context) error {
 	return nil
 }
 
-// meta returns what must be written about the fleet itself, if anything.
-func (l *leaseTerm) meta(ctx context.Context) (api.TxnOps, error) {
+// meta returns the fleet's id and what must be written about the fleet itself, if anything.
+func (l *leaseTerm) meta(ctx context.Context) (fleet string, ops api.TxnOps, err error) {
 	m, err := l.s.readMeta(ctx)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	write := m == nil
 	if m == nil {
@@ -78,18 +82,17 @@ func (l *leaseTerm) meta(ctx context.Context) (api.TxnOps, error) {
 	if dc := l.s.c.addr.dc; dc != "" && m.Datacenter == "" {
 		m.Datacenter, write = dc, true
 	} else if dc != "" && m.Datacenter != dc {
-		return nil, fmt.Errorf("%w: the fleet lives in datacenter %s, not in %s: correct dc= in SPOACME_STORE", errUnfit, m.Datacenter, dc)
+		return "", nil, fmt.Errorf("%w: the fleet lives in datacenter %s, not in %s: correct dc= in SPOACME_STORE", errUnfit, m.Datacenter, dc)
 	}
 	changed, err := l.s.agreeOnCAs(ctx, m)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	l.s.setFleet(m.Fleet)
 	if !write && !changed {
-		return nil, nil
+		return m.Fleet, nil, nil
 	}
 	value, err := json.Marshal(m)
-	return api.TxnOps{kvOp(api.KVSet, l.s.keys.meta(), value, 0)}, err
+	return m.Fleet, api.TxnOps{kvOp(api.KVSet, l.s.keys.meta(), value, 0)}, err
 }
 
 // canOpen looks whether accounts and open orders can be opened: who lacks the key would place other ones.
