@@ -78,7 +78,7 @@ func (l *leaks) secrets() []string {
 			if err != nil {
 				return nil
 			}
-			rest := []byte(strings.ReplaceAll(string(b), `\n`, "\n"))
+			rest := []byte(strings.NewReplacer(`\n`, "\n", "-----BEGIN", "\n-----BEGIN").Replace(string(b)))
 			for {
 				var block *pem.Block
 				if block, rest = pem.Decode(rest); block == nil {

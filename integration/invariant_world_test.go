@@ -68,6 +68,23 @@ func (w *world) runSidecar() {
 	w.t.Cleanup(w.finish)
 }
 
+// launchSidecar is runSidecar for one that can't answer yet.
+func (w *world) launchSidecar() {
+	w.t.Helper()
+	var err error
+	opts := fixture.SidecarOptions{HAProxy: w.haproxy, Pebble: w.pebble, Env: w.opts.env, Dir: w.t.TempDir()}
+	if w.sidecar, err = fixture.LaunchSidecar(opts); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		w.sidecar.Stop()
+		if w.t.Failed() {
+			w.t.Logf("log of spoacme:\n%s", w.sidecar.Log())
+		}
+	})
+	w.t.Cleanup(w.finish)
+}
+
 // finish checks all that must hold.
 func (w *world) finish() {
 	for _, err := range w.clients.stop() {
