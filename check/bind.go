@@ -19,6 +19,7 @@ type bind struct {
 type proxy struct {
 	Section
 	mode  string
+	rules []Line // http-request rules, redirect and use_backend lines in their order, those of its defaults first
 	binds []bind
 }
 
@@ -29,6 +30,10 @@ func (c *Config) frontends() []proxy {
 			continue
 		}
 		p := proxy{Section: s, mode: c.mode(i)}
+		if d := c.defaults(i); d != nil {
+			p.rules = rulesOf(d.Lines)
+		}
+		p.rules = append(p.rules, rulesOf(s.Lines)...)
 		for _, l := range s.Lines {
 			if l.Words[0] == "bind" && len(l.Words) > 1 {
 				p.binds = append(p.binds, bind{l, strings.Split(l.Words[1], ","), l.Words[2:]})
@@ -37,6 +42,20 @@ func (c *Config) frontends() []proxy {
 		all = append(all, p)
 	}
 	return all
+}
+
+func rulesOf(lines []Line) (rules []Line) {
+	for _, l := range lines {
+		switch l.Words[0] {
+		case "redirect", "use_backend":
+			rules = append(rules, l)
+		case "http-request":
+			if len(l.Words) > 1 {
+				rules = append(rules, l)
+			}
+		}
+	}
+	return rules
 }
 
 // hostPort reads a TCP address of a bind line: "*:80", "ipv4@:80", "[::]:80", ":8000-8010" (the first port).

@@ -44,6 +44,9 @@ type Variable struct {
 	Line   Line
 }
 
+// maxWord keeps variables that hold themselves twice from growing without end.
+const maxWord = 64 << 10
+
 func sectionWords() []string {
 	return []string{"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "userlist", "cache", "mailers",
 		"program", "http-errors", "ring", "log-forward", "log-profile", "fcgi-app", "crt-store", "acme", "traces",
@@ -150,7 +153,9 @@ func (c *Config) words(line string) []string {
 			quote, inWord = b, true
 		case quote == '"' && b == '$':
 			value, used := c.expand(line[i+1:])
-			word.WriteString(value)
+			if word.Len() < maxWord {
+				word.WriteString(value)
+			}
 			i += used
 		case quote == 0 && strings.IndexByte(" \t\r\n", b) >= 0:
 			if inWord {
@@ -252,25 +257,29 @@ func (c *Config) backend(name string) *Section {
 	return nil
 }
 
-// mode is that of a proxy: its own, or that of the defaults it goes by.
-func (c *Config) mode(at int) string {
-	s := c.Sections[at]
-	if v := s.values("mode"); len(v) > 0 && len(v[0]) > 0 {
-		return v[0][0]
-	}
-	from := ""
+// defaults finds the section that a proxy goes by.
+func (c *Config) defaults(at int) *Section {
+	s, from := c.Sections[at], ""
 	if i := slices.Index(s.Words, "from"); i > 0 && i+1 < len(s.Words) {
 		from = s.Words[i+1]
 	}
 	for i := at - 1; i >= 0; i-- {
-		d := c.Sections[i]
-		if d.Words[0] != "defaults" || from != "" && d.name() != from {
+		if d := &c.Sections[i]; d.Words[0] == "defaults" && (from == "" || d.name() == from) {
+			return d
+		}
+	}
+	return nil
+}
+
+// mode is that of a proxy: its own, or that of its defaults.
+func (c *Config) mode(at int) string {
+	for _, s := range []*Section{&c.Sections[at], c.defaults(at)} {
+		if s == nil {
 			continue
 		}
-		if v := d.values("mode"); len(v) > 0 && len(v[0]) > 0 {
+		if v := s.values("mode"); len(v) > 0 && len(v[0]) > 0 {
 			return v[0][0]
 		}
-		return "tcp"
 	}
 	return "tcp"
 }

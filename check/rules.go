@@ -8,8 +8,6 @@ import (
 	"strings"
 )
 
-const challengePath = "/.well-known/acme-challenge/"
-
 // filter is a `filter spoe` line.
 type filter struct{ engine, file string }
 
@@ -136,37 +134,38 @@ func (l *look) frontend(topic string, p proxy) {
 func (l *look) rules(topic string, p proxy, f filter, e *engine) {
 	variable := "txn." + e.prefix + ".keyauth"
 	sent, answered := e.events, false
-	before := len(l.found)
-	for _, line := range p.Lines {
+	var above, early []Line
+	for _, line := range p.rules {
 		w := line.Words
-		if w[0] == "redirect" || w[0] == "use_backend" {
-			if !answered {
-				l.note(topic, "%s: the challenge rules stand below `%s` (%s): HAProxy runs them first all the same and warns at every start: move them up", p.name(), w[0], line.where())
-				return
-			}
-			continue
-		}
-		if w[0] != "http-request" || len(w) < 2 {
-			continue
-		}
 		switch {
+		case sent && answered:
+		case w[0] != "http-request":
+			above = append(above, line)
 		case w[1] == "send-spoe-group" && len(w) > 2 && w[2] == f.engine:
 			sent = true
 		case w[1] == "return" && strings.Contains(strings.Join(w, " "), variable):
 			answered = true
-		case !sent || !answered:
-			l.blocker(topic, p, line)
-		}
-		if sent && answered {
-			break
+		default:
+			early = append(early, line)
 		}
 	}
+	before := len(l.found)
 	switch {
 	case !sent:
 		l.fail(topic, "%s: no rule `http-request send-spoe-group %s challenge if acme_path`, so the sidecar is never asked: copy the challenge lines of snippet.cfg and reload HAProxy", p.name(), f.engine)
+		return
 	case !answered:
 		l.fail(topic, "%s: no rule `http-request return` with %s, so what the sidecar says is never sent: copy the challenge lines of snippet.cfg and reload HAProxy", p.name(), variable)
-	case len(l.found) == before:
+		return
+	}
+	for _, line := range early {
+		l.blocker(topic, p, line)
+	}
+	switch {
+	case len(l.found) > before:
+	case len(above) > 0:
+		l.note(topic, "%s: `%s` (%s) stands above the challenge rules: HAProxy runs those first all the same, and warns at every start: move them up", p.name(), above[0].Words[0], above[0].where())
+	default:
 		l.ok(topic, "%s: challenges are answered before every other rule", p.name())
 	}
 }
@@ -182,7 +181,7 @@ func (l *look) blocker(topic string, p proxy, line Line) {
 	if i >= 0 {
 		condition = line.Words[i:]
 	}
-	switch l.catches(p, condition) {
+	switch catches(p, condition) {
 	case always:
 		l.fail(topic, "%s: `http-request %s` (%s) stands above the challenge rules, so challenges never reach the sidecar: move the challenge rules above it and reload HAProxy", p.name(), action, line.where())
 	case perhaps:
@@ -200,7 +199,7 @@ const (
 
 // catches guesses whether a condition holds for a challenge over plain HTTP. It knows the ways in which people leave
 // challenges alone and those in which they send everything to https; of the rest it says perhaps.
-func (l *look) catches(p proxy, condition []string) certainty {
+func catches(p proxy, condition []string) certainty {
 	if len(condition) == 0 {
 		return always
 	}
@@ -214,19 +213,21 @@ func (l *look) catches(p proxy, condition []string) certainty {
 			return never
 		}
 	}
-	if about := l.aboutChallenges(p, condition[1:]); about != "" {
-		if (about[0] == '!') != negated {
-			return never
-		}
+	if about := mention(p, condition[1:], "/.well-known"); about != "" && (about[0] == '!') != negated {
+		return never
+	}
+	// The rules that end a challenge of ours may stand anywhere.
+	if mention(p, condition[1:], "nbsrv(") != "" || mention(p, condition[1:], "var(txn.") != "" {
+		return never
 	}
 	return perhaps
 }
 
-// aboutChallenges returns the word of a condition that is about the challenge path, with its "!".
-func (l *look) aboutChallenges(p proxy, condition []string) string {
+// mention returns the word of a condition that has the text, by itself or through an acl, with its "!".
+func mention(p proxy, condition []string, text string) string {
 	acls := map[string]bool{}
 	for _, line := range p.Lines {
-		if line.Words[0] == "acl" && len(line.Words) > 1 && strings.Contains(strings.Join(line.Words[2:], " "), "/.well-known") {
+		if line.Words[0] == "acl" && len(line.Words) > 1 && strings.Contains(strings.Join(line.Words[2:], " "), text) {
 			acls[line.Words[1]] = true
 		}
 	}
@@ -239,7 +240,7 @@ func (l *look) aboutChallenges(p proxy, condition []string) string {
 			negation = ""
 		case acls[strings.TrimPrefix(w, "!")]:
 			return w
-		case strings.HasPrefix(w, "/.well-known"):
+		case strings.Contains(w, text):
 			return negation + w
 		}
 	}
