@@ -10,8 +10,16 @@ import (
 	"unicode"
 )
 
-// material is what could be of a key, should an error ever hold it.
-var material = regexp.MustCompile(`-----BEGIN.*|[A-Za-z0-9+/_=-]{64,}`)
+// material is what could be of a key, should an error ever hold it; and URLs, which may be as long, and which the operator
+// needs: a CA says in one how to lift a ban.
+var material = regexp.MustCompile(`https?://[^\s"'<>]+|-----BEGIN.*|[A-Za-z0-9+/_=-]{64,}`)
+
+func hide(match string) string {
+	if strings.HasPrefix(match, "http") {
+		return match
+	}
+	return "[hidden]"
+}
 
 // clean makes one line of at most most bytes that a terminal, a log and HAProxy can show.
 func clean(s string, most int) string {
@@ -28,7 +36,7 @@ func clean(s string, most int) string {
 		}
 		return r
 	}, s)
-	s = material.ReplaceAllString(strings.Join(strings.Fields(s), " "), "[hidden]")
+	s = material.ReplaceAllStringFunc(strings.Join(strings.Fields(s), " "), hide)
 	if len(s) > most {
 		const dots = "…"
 		s = strings.ToValidUTF8(s[:most-len(dots)], "") + dots

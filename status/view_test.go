@@ -173,7 +173,8 @@ func TestClean(t *testing.T) {
 	key := "x -----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIJ" + strings.Repeat("A", 64) + "\n-----END EC PRIVATE KEY-----"
 	for in, want := range map[string]string{
 		"a\r\n\tb\x1b[31m": "a b[31m", "\u202eevil\u2066": "evil", "a\xffb": "a?b", key: "x [hidden]",
-		"got " + strings.Repeat("Qk1", 30) + " here": "got [hidden] here", strings.Repeat("é ", 40): strings.Repeat("é ", 32) + "…",
+		"got " + strings.Repeat("Qk1", 30) + " here":                "got [hidden] here",
+		"see https://ca.example/" + strings.Repeat("Qk1", 24) + ".": "see https://ca.example/" + strings.Repeat("Qk1", 24) + ".", strings.Repeat("é ", 40): strings.Repeat("é ", 32) + "…",
 	} {
 		if got := clean(in, 100); got != want {
 			t.Errorf("clean(%q) = %q, want %q", in, got, want)
