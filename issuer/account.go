@@ -113,7 +113,7 @@ func (t *term) accountLost(ctx context.Context, directory, id string) error {
 		return nil
 	}
 	return &failure{class: classAccount, err: fmt.Errorf("account %s is not in the store, but certificate %s of %s is: "+
-		"restore the store, or allow a new account", id, issued.Entries[n].Key.Name, directory)}
+		"restore the store, or start the sidecar once with --new-account", id, issued.Entries[n].Key.Name, directory)}
 }
 
 func (t *term) register(ctx context.Context, c *client, ca CA, email string) error {

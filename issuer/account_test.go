@@ -59,7 +59,7 @@ func TestAccountLost(t *testing.T) {
 		key := lost(b)
 		b.start()
 		b.settle(time.Second)
-		want := "account " + key.Name + " is not in the store, but certificate shop of https://ca.example/directory is: restore the store, or allow a new account"
+		want := "account " + key.Name + " is not in the store, but certificate shop of https://ca.example/directory is: restore the store, or start the sidecar once with --new-account"
 		if a := read[*store.Attempt](b, store.KindAttempt, "blog"); a == nil || a.Error != want {
 			t.Errorf("got %+v, want %s", a, want)
 		}

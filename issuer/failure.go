@@ -105,8 +105,8 @@ func retryAfterOf(err error) time.Time {
 // (RFC 8555 section 6.7).
 var remedies = map[string]string{
 	"userActionRequired":      "agree to the CA's new terms at the address given, then renew",
-	"externalAccountRequired": "the CA wants external account binding: give it the key id and the HMAC key of your account there",
-	"accountDoesNotExist":     "the CA does not know our account; if it was reset, allow a new account",
+	"externalAccountRequired": "the CA wants external account binding: set SPOACME_EAB_KID and SPOACME_EAB_HMAC, which it gave you, in the sidecar's environment",
+	"accountDoesNotExist":     "the CA does not know our account; if it was reset there, start the sidecar once with --new-account",
 	"caa":                     "allow this CA in the name's CAA record, or use another CA",
 	"rejectedIdentifier":      "this CA does not issue for the name; use another name or CA",
 	"connection":              "the CA must reach port 80 of every address that the name has in DNS",

@@ -71,12 +71,12 @@ var badAnswers = []bad{
 	}, want: "finalize order: badCSR: key too small"},
 	{name: "account unknown", op: "order", pause: 5 * time.Minute, answer: func() *http.Response {
 		return problem(400, "accountDoesNotExist", "Account not found")
-	}, want: "place order: accountDoesNotExist: Account not found; the CA does not know our account; if it was reset, allow a new account"},
+	}, want: "place order: accountDoesNotExist: Account not found; the CA does not know our account; if it was reset there, start the sidecar once with --new-account"},
 	{name: "new terms", op: "order", pause: 5 * time.Minute, answer: func() *http.Response {
 		return answer(403, `{"type":"urn:ietf:params:acme:error:userActionRequired","detail":"Terms have changed","status":403,"instance":"https://ca.example/terms"}`)
 	}, want: "place order: userActionRequired: Terms have changed (https://ca.example/terms); agree to the CA's new terms at the address given, then renew"},
 	{name: "binding", rig: func(b *bench) { b.ca.eab = true }, pause: 5 * time.Minute,
-		want: "register account: externalAccountRequired; the CA wants external account binding: give it the key id and the HMAC key of your account there"},
+		want: "register account: externalAccountRequired; the CA wants external account binding: set SPOACME_EAB_KID and SPOACME_EAB_HMAC, which it gave you, in the sidecar's environment"},
 	{name: "evil token", op: "authz", pause: 3 * time.Hour, domain: "shop.example.com", orders: 1, answer: func() *http.Response {
 		return answer(200, `{"status":"pending","identifier":{"type":"dns","value":"shop.example.com"},"challenges":[{"type":"http-01","status":"pending","token":"../../etc/passwd","url":"https://ca.example/challenge/0/0"}]}`)
 	}, want: "authorize shop.example.com: the CA's token is not one (RFC 8555 section 8.3)"},
