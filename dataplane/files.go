@@ -73,7 +73,7 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 	}
 	defer f.Cleanup()
 	st, ok := like.Sys().(*syscall.Stat_t)
-	if !ok || f.Chown(-1, int(st.Gid)) != nil {
+	if chowned := ok && f.Chown(-1, int(st.Gid)) == nil; !chowned && mode&0o007 == 0 {
 		mode &^= 0o070
 	}
 	if err := f.Chmod(mode); err != nil {

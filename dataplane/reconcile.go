@@ -11,12 +11,12 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// Source is what HAProxy should serve.
+// Source is what HAProxy should serve. Its methods are called from several goroutines.
 type Source interface {
 	// List returns every certificate, cheaply. A name that is not in it is left as it is: what disappears from a
 	// store is not thereby deleted (see Remove).
 	List(ctx context.Context) ([]Want, error)
-	// Load returns one certificate.
+	// Load returns one certificate; store.ErrAbsent when there is none, which is no reason to touch HAProxy.
 	Load(ctx context.Context, name string) (*store.Bundle, error)
 }
 

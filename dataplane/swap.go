@@ -153,6 +153,7 @@ func (h *HAProxy) set(ctx context.Context, file string, b *store.Bundle) error {
 		return h.abort(ctx, file, fmt.Errorf("set: HAProxy's answer is not understood: %s", line(string(answer))))
 	case string(m[2]) != file:
 		other := string(m[2])
+		h.metrics.aborted.Inc()
 		h.log.Warn("aborted another tool's certificate transaction: HAProxy had put a certificate of ours into it; that tool has to begin again",
 			"certificate", other)
 		return h.abort(ctx, other, fmt.Errorf("set: it went into the transaction of %s: %w", other, errRetry))
