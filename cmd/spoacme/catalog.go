@@ -19,6 +19,7 @@ import (
 // no chain and no key, so that 10,000 certificates take little memory.
 type catalog struct {
 	store   store.Store
+	kinds   []store.Kind
 	log     *slog.Logger
 	changed func(names []string) // certificates that were issued or removed; nil for "any"
 	read    chan struct{}        // closed when everything was read once
@@ -29,18 +30,22 @@ type catalog struct {
 	unreadable []error
 }
 
-// catalogued are the kinds that the catalog holds.
-func catalogued() []store.Kind {
-	return []store.Kind{store.KindWanted, store.KindIssued, store.KindOrder, store.KindAttempt, store.KindRequest}
+// catalogued are the kinds that the catalog holds. An edge may not read orders.
+func catalogued(role string) []store.Kind {
+	kinds := []store.Kind{store.KindWanted, store.KindIssued, store.KindAttempt, store.KindRequest}
+	if role != roleEdge {
+		kinds = append(kinds, store.KindOrder)
+	}
+	return kinds
 }
 
-func newCatalog(st store.Store, log *slog.Logger, changed func([]string)) *catalog {
-	return &catalog{store: st, log: log, changed: changed, read: make(chan struct{}), records: map[store.Key]store.Record{}}
+func newCatalog(st store.Store, role string, log *slog.Logger, changed func([]string)) *catalog {
+	return &catalog{store: st, kinds: catalogued(role), log: log, changed: changed, read: make(chan struct{}), records: map[store.Key]store.Record{}}
 }
 
 // Run keeps the catalog as the store is, until ctx ends.
 func (c *catalog) Run(ctx context.Context) error {
-	return follow(ctx, c.store, c.log, c.apply, catalogued()...)
+	return follow(ctx, c.store, c.log, c.apply, c.kinds...)
 }
 
 // follow calls apply for every change, and again with nil after it failed, until ctx ends.
@@ -83,7 +88,7 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 func (c *catalog) reload(ctx context.Context) error {
 	fresh := map[store.Key]store.Record{}
 	var unreadable []error
-	for _, kind := range catalogued() {
+	for _, kind := range c.kinds {
 		l, err := c.store.List(ctx, kind)
 		if err != nil {
 			return fmt.Errorf("list %s: %w", kind, err)

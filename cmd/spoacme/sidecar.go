@@ -60,7 +60,7 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 		runner: r, log: r.log, set: s, hap: r.hap, store: st, table: new(spoa.Table),
 		engine: make(chan struct{}, 1), poked: make(chan struct{}, 1), metrics: prometheus.NewRegistry(),
 	}
-	sc.catalog = newCatalog(st, r.log, sc.poke)
+	sc.catalog = newCatalog(st, s.Role, r.log, sc.poke)
 	if st.fleet != nil {
 		sc.fleet = newFleet(st.fleet, r.log, s.Node, sc.view, sc.poke)
 	}

@@ -3,6 +3,7 @@ package fleet
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,15 +19,17 @@ type fleet struct {
 	balancer *fixture.Balancer
 	haproxy  []*fixture.HAProxy
 	sidecar  []*fixture.Sidecar
+	keys     string // folder of the keysets
 }
 
 // settings are the setenv lines of every node.
 type settings map[string]string
 
 // start starts everything but the sidecars.
-func start(t *testing.T, nodes, servers int, set settings) *fleet {
+func start(t *testing.T, nodes int, options fixture.ConsulOptions, set settings) *fleet {
 	t.Helper()
-	f := &fleet{consul: fixture.StartConsul(t, fixture.ConsulOptions{Servers: servers})}
+	servers := max(options.Servers, 1)
+	f := &fleet{consul: fixture.StartConsul(t, options), keys: t.TempDir()}
 	f.balancer = fixture.StartBalancer(t)
 	f.pebble = fixture.StartPebble(t, fixture.PebbleOptions{HTTPPort: f.balancer.Port()})
 	var http []string
@@ -50,23 +53,33 @@ func start(t *testing.T, nodes, servers int, set settings) *fleet {
 // run starts a sidecar beside every HAProxy, with keysets of the fleet's own.
 func (f *fleet) run(t *testing.T) {
 	t.Helper()
-	keys := t.TempDir()
-	for i, h := range f.haproxy {
-		s := fixture.StartSidecar(t, fixture.SidecarOptions{HAProxy: h, Pebble: f.pebble, Env: []string{
-			"SPOACME_FLEET_KEYS=" + filepath.Join(keys, "fleet.json"),
-			"SPOACME_ISSUER_KEYS=" + filepath.Join(keys, "issuer.json"),
-			"CONSUL_HTTP_TOKEN=" + f.consul.Token,
-		}, Before: func(s *fixture.Sidecar) error {
-			if i > 0 {
-				return nil
-			}
-			out, err := s.Run(t.Context(), "keygen", "--dir", keys)
-			if err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
+	for i := range f.haproxy {
+		f.sidecar = append(f.sidecar, f.node(t, i, f.consul.Token))
+	}
+}
+
+// node starts the sidecar beside one HAProxy.
+func (f *fleet) node(t *testing.T, i int, token string, env ...string) *fixture.Sidecar {
+	t.Helper()
+	options := fixture.SidecarOptions{HAProxy: f.haproxy[i], Pebble: f.pebble, Before: f.keygen(t), Env: append([]string{
+		"SPOACME_FLEET_KEYS=" + filepath.Join(f.keys, "fleet.json"),
+		"SPOACME_ISSUER_KEYS=" + filepath.Join(f.keys, "issuer.json"),
+		"CONSUL_HTTP_TOKEN=" + token,
+	}, env...)}
+	return fixture.StartSidecar(t, options)
+}
+
+// keygen makes the keysets, once.
+func (f *fleet) keygen(t *testing.T) func(*fixture.Sidecar) error {
+	return func(s *fixture.Sidecar) error {
+		if _, err := os.Stat(filepath.Join(f.keys, "fleet.json")); err == nil {
 			return nil
-		}})
-		f.sidecar = append(f.sidecar, s)
+		}
+		out, err := s.Run(t.Context(), "keygen", "--dir", f.keys)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
 	}
 }
 
@@ -104,7 +117,7 @@ func TestColdStart(t *testing.T) {
 	}
 	set["SPOACME_CERTS"] = strings.Join(names, ",")
 	set["SPOACME_CERT_shop"] = ""
-	f := start(t, 3, 1, set)
+	f := start(t, 3, fixture.ConsulOptions{}, set)
 	f.run(t)
 	begin := time.Now()
 	for _, name := range names {
