@@ -95,10 +95,10 @@ func (f *flow) current(ctx context.Context) (acme.ExtendedOrder, error) {
 		return acme.ExtendedOrder{}, err
 	}
 	order, err := f.ca.newOrder(&f.rec)
+	if isProblem(err, "accountDoesNotExist") {
+		order, err = f.again(ctx, err)
+	}
 	if err != nil {
-		if isProblem(err, "accountDoesNotExist") {
-			err = errors.Join(err, f.t.accountUnknown(ctx, f.ca))
-		}
 		return order, err
 	}
 	f.rec.URL = order.Location
@@ -108,6 +108,20 @@ func (f *flow) current(ctx context.Context) (acme.ExtendedOrder, error) {
 	}
 	f.t.log.Debug("order placed", "certificate", f.plan.name, "ca", f.rec.CA, "order", f.rec.URL)
 	return order, nil
+}
+
+// again registers the account anew, where that is allowed, and places the order.
+func (f *flow) again(ctx context.Context, unknown error) (order acme.ExtendedOrder, err error) {
+	if settings, _ := f.t.current(); !settings.NewAccount {
+		return order, unknown
+	}
+	if err := f.t.accountUnknown(ctx, f.ca); err != nil {
+		return order, errors.Join(unknown, err)
+	}
+	if f.ca, err = f.t.client(f.rec.CA, f.rec.Account); err != nil {
+		return order, err
+	}
+	return f.ca.newOrder(&f.rec)
 }
 
 // ask reads the order. What the CA does not know, and what it lets expire, is over.
