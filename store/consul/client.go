@@ -15,9 +15,10 @@ import (
 
 // How long calls may take.
 const (
-	callTimeout = 5 * time.Second
-	listTimeout = 60 * time.Second
-	waitTime    = 55 * time.Second // of a blocking query; Consul adds up to a sixteenth
+	callTimeout    = 5 * time.Second
+	acquireTimeout = 2 * time.Second // an ack that hangs is written again soon
+	listTimeout    = 60 * time.Second
+	waitTime       = 55 * time.Second // of a blocking query; Consul adds up to a sixteenth
 )
 
 // Why a write was not done, as far as that can be told. Any other error leaves it open whether it was.
@@ -223,7 +224,7 @@ func (c *client) destroy(ctx context.Context, id string) error {
 
 // acquire writes a key and binds it to a session. It reports false when another session has it.
 func (c *client) acquire(ctx context.Context, key string, value []byte, session string) (bool, error) {
-	k := c.begin(ctx, callTimeout, "write "+key)
+	k := c.begin(ctx, acquireTimeout, "write "+key)
 	ok, _, err := c.api.KV().Acquire(&api.KVPair{Key: key, Value: value, Session: session}, k.writeOptions())
 	return ok, k.written(err)
 }

@@ -68,6 +68,7 @@ type Store struct {
 	seen    seen
 	member  member
 	late    suspects
+	fresh   freshTable
 	metrics *metrics
 
 	health        atomic.Pointer[health]

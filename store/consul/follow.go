@@ -65,7 +65,7 @@ func (f *follow) run(ctx context.Context, changed func(keys []store.Key)) error 
 	}
 	close(f.late)
 	return f.news.Follow(ctx, func(keys []store.Key) {
-		f.table.handling()
+		f.table.handling(keys)
 		changed(keys)
 		f.table.handled(f.s)
 	}, f.kinds...)
@@ -102,10 +102,10 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 		keys := differences(kind, dir, known, now)
 		switch {
 		case known == nil:
-			f.table.announced(kind)
+			f.table.announced(f.s, kind, nil)
 			f.hasRead(done)
 		case len(keys) > 0:
-			f.table.announced(kind)
+			f.table.announced(f.s, kind, keys)
 			f.news.Announce(keys...)
 		}
 		f.table.unchanged(f.s, kind)

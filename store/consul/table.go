@@ -15,9 +15,12 @@ import (
 type tableWatch struct {
 	mu      sync.Mutex
 	reading string // epoch when the last read began
-	pending bool   // announced, not handed to the callback yet
-	busy    bool   // the callback runs
-	during  string // epoch that holds once the callback has returned
+	pairs   api.KVPairs
+	index   uint64
+	pending map[store.Key]bool // announced, not handed to the callback yet
+	all     bool               // the same of everything
+	busy    bool               // the callback runs
+	during  string             // epoch that holds once the callback has returned
 }
 
 // readTable reads challenges as soon as they are newer than index, or at once when the epoch is newer than the last
@@ -43,7 +46,7 @@ func (s *Store) readTable(ctx context.Context, t *tableWatch, dir string, index 
 		}
 		s.member.tableRead(began, highest(pairs))
 		t.mu.Lock()
-		t.reading = began
+		t.reading, t.pairs, t.index = began, pairs, next
 		t.mu.Unlock()
 		return revisions(pairs), next, nil
 	}
@@ -63,15 +66,25 @@ func highest(pairs api.KVPairs) uint64 {
 	return high
 }
 
-// announced notes that there are differences, before they are announced.
-func (t *tableWatch) announced(kind store.Kind) {
+// announced notes that there are differences, before they are announced; no keys are all.
+func (t *tableWatch) announced(s *Store, kind store.Kind, keys []store.Key) {
 	if kind != store.KindChallenges {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.pending = true
+	if t.pending == nil {
+		t.pending = map[store.Key]bool{}
+	}
+	t.all = t.all || len(keys) == 0
+	for _, k := range keys {
+		t.pending[k] = true
+	}
+	s.fresh.put(t.pairs, t.index)
 }
+
+// idle reports whether nothing is left to handle. t.mu is held.
+func (t *tableWatch) idle() bool { return !t.busy && !t.all && len(t.pending) == 0 }
 
 // unchanged is called after every read, its differences announced.
 func (t *tableWatch) unchanged(s *Store, kind store.Kind) {
@@ -79,7 +92,7 @@ func (t *tableWatch) unchanged(s *Store, kind store.Kind) {
 		return
 	}
 	t.mu.Lock()
-	idle, epoch := !t.pending && !t.busy, t.reading
+	idle, epoch := t.idle(), t.reading
 	t.during = epoch
 	t.mu.Unlock()
 	if idle {
@@ -88,18 +101,67 @@ func (t *tableWatch) unchanged(s *Store, kind store.Kind) {
 }
 
 // handling is called before the callback, handled after it.
-func (t *tableWatch) handling() {
+func (t *tableWatch) handling(keys []store.Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.pending, t.busy = false, true
+	t.busy = true
+	for _, k := range keys {
+		delete(t.pending, k)
+	}
+	if keys == nil {
+		t.all = false
+		clear(t.pending)
+	}
 }
 
 func (t *tableWatch) handled(s *Store) {
 	t.mu.Lock()
 	t.busy = false
-	idle, epoch := !t.pending, t.during
+	idle, epoch := t.idle(), t.during
+	if idle {
+		s.fresh.drop()
+	}
 	t.mu.Unlock()
 	if idle && epoch != "" {
 		s.member.tableIs(epoch)
 	}
+}
+
+// freshTable is the challenges as the watch has just read them, for the List that its news brings about: all nodes read
+// at the same moment then, and half of the reads would tell them what they know.
+type freshTable struct {
+	mu        sync.Mutex
+	pairs     api.KVPairs
+	index     uint64
+	read      bool
+	committed uint64 // index of this process's own last transaction
+}
+
+func (f *freshTable) put(pairs api.KVPairs, index uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pairs, f.index, f.read = pairs, index, true
+}
+
+// drop is called when the news has been handled: a later List is for something else.
+func (f *freshTable) drop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pairs, f.read = nil, false
+}
+
+// take returns what was put, once, if it is not older than the last commit.
+func (f *freshTable) take() (api.KVPairs, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ok := f.read && f.index >= f.committed
+	pairs := f.pairs
+	f.pairs, f.read = nil, false
+	return pairs, ok
+}
+
+func (f *freshTable) wrote(index uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.committed = index
 }

@@ -16,6 +16,9 @@ func newBackoff() *backoff.ExponentialBackOff {
 	return b
 }
 
+// gap is the least time between two reads of one watch: changes that come faster are read together.
+const gap = 10 * time.Millisecond
+
 // watch reads something again and again, each time as soon as it is newer than index, and hands it to got, until ctx
 // ends. got reports whether there was news in it. Errors are logged once per streak.
 func watch[T any](ctx context.Context, c *client, what string,
@@ -26,6 +29,7 @@ func watch[T any](ctx context.Context, c *client, what string,
 	failing := false
 	idle := 0
 	for ctx.Err() == nil {
+		began := time.Now()
 		value, next, err := read(ctx, index)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -51,6 +55,7 @@ func watch[T any](ctx context.Context, c *client, what string,
 		index = next
 		if got(value) || asked == 0 || next == asked {
 			idle = 0
+			sleep(ctx, gap-time.Since(began))
 			continue
 		}
 		// Woken for nothing, as by every write while the thing is absent.

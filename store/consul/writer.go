@@ -215,6 +215,7 @@ func (w *writer) done(b *batch, index uint64) {
 	w.l.s.metrics.txns.Inc()
 	w.l.s.metrics.commits.Add(float64(len(b.commits)))
 	w.l.own.add(index)
+	w.l.s.fresh.wrote(index)
 	maps.Copy(w.manifest, b.parts)
 	if b.feed != nil {
 		w.feed = feedState{*b.feed, index}
