@@ -2,9 +2,11 @@ package issuer
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -48,7 +50,7 @@ func connect(tr *transport, agent, directory, kid string, acc *store.Account) (*
 		return api.New(&http.Client{Transport: tr}, agent, directory, kid, key)
 	})
 	if err != nil {
-		f := fail(fmt.Errorf("reach the CA: %w", err))
+		f := fail(notReached(directory, err))
 		if f.class == classRefused {
 			f.class = classUnavailable
 		}
@@ -61,6 +63,19 @@ func connect(tr *transport, agent, directory, kid string, acc *store.Account) (*
 	}
 	c.thumbprint = auth[1:]
 	return c, nil
+}
+
+// notReached explains why a directory could not be read, naming its URL once.
+func notReached(directory string, err error) error {
+	var u *url.Error
+	if !errors.As(err, &u) {
+		return fmt.Errorf("reach the CA: %w", err)
+	}
+	err = fmt.Errorf("reach the CA: %s: %w", directory, u.Err)
+	if errors.As(err, new(x509.UnknownAuthorityError)) {
+		err = fmt.Errorf("%w; if the CA is a private one, put its root into a file and name that in SPOACME_CA_ROOTS", err)
+	}
+	return err
 }
 
 // newOrder places an order and returns it with its URL. It is not repeated on failure: nobody can tell whether it

@@ -42,14 +42,14 @@ var badAnswers = []bad{
 	}, want: `place order: Post "https://ca.example/order": HTTP status 502, an HTML page instead of an ACME answer: is the directory URL right, and no proxy in between?`},
 	{name: "maintenance", op: "directory", pause: 2 * time.Hour, answer: func() *http.Response {
 		return answer(503, "", "Retry-After", "7200")
-	}, want: `reach the CA: get directory at 'https://ca.example/directory': Get "https://ca.example/directory": HTTP status 503, and no explanation`},
+	}, want: `reach the CA: https://ca.example/directory: HTTP status 503, and no explanation`},
 	{name: "wrong directory", op: "directory", pause: time.Minute, answer: func() *http.Response {
 		return answer(404, "nothing here")
-	}, want: `reach the CA: get directory at 'https://ca.example/directory': Get "https://ca.example/directory": HTTP status 404, an answer that is not JSON`},
+	}, want: `reach the CA: https://ca.example/directory: HTTP status 404, an answer that is not JSON`},
 	{name: "no directory", op: "directory", pause: time.Minute, answer: func() *http.Response { return answer(200, "{}") },
 		want: `reach the CA: directory missing new registration URL`},
 	{name: "DNS", op: "directory", pause: time.Minute, answer: func() *http.Response { return unreachable },
-		want: `reach the CA: get directory at 'https://ca.example/directory': Get "https://ca.example/directory": dial tcp: lookup ca.example: no such host`},
+		want: `reach the CA: https://ca.example/directory: dial tcp: lookup ca.example: no such host`},
 	{name: "truncated JSON", op: "authz", pause: time.Minute, orders: 1, answer: func() *http.Response {
 		return answer(200, `{"status":"pending","identifier":{"type":"d`)
 	}, want: `read authorization: Post "https://ca.example/authz/0/0": HTTP status 200, JSON that ends or breaks in the middle`},
