@@ -39,6 +39,8 @@ type Facts struct {
 	Problems []settings.Problem
 	// FromCache is set when the settings are those of last time, because HAProxy can't be asked.
 	FromCache bool
+	// FromFiles is set when they are those of the configuration files, for the same reason.
+	FromFiles bool
 
 	Config     *Config // haproxy.cfg; nil when none was read
 	ConfigErr  error   // why not

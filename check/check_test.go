@@ -41,12 +41,8 @@ func shipped(t *testing.T, name string, change ...string) *Config {
 
 // inForce is what HAProxy has when it took the file.
 func inForce(c *Config) map[string]string {
-	env := map[string]string{"PATH": "/usr/bin"}
-	for name, v := range c.Env {
-		if len(v.Values) > 0 {
-			env[name] = v.Values[0]
-		}
-	}
+	env := c.Environment()
+	env["PATH"] = "/usr/bin"
 	return env
 }
 
@@ -155,6 +151,9 @@ func TestSocketAndVersion(t *testing.T) {
 		{"cached", nil, func(f *Facts) { f.FromCache, f.HAProxy = true, HAProxy{Err: down}; f.Challenge = nil },
 			[]string{"FAIL socket: " + down.Error(),
 				"note settings: HAProxy can't be asked, so these are the settings of last time: start HAProxy and check again"}},
+		{"from files", nil, func(f *Facts) { f.FromFiles, f.HAProxy = true, HAProxy{Err: down}; f.Challenge = nil },
+			[]string{"FAIL socket: " + down.Error(),
+				"note settings: HAProxy can't be asked, so these are the settings as haproxy.cfg has them: start HAProxy and check again"}},
 		{"old", nil, func(f *Facts) { f.HAProxy.Version = "2.0.33" },
 			[]string{"FAIL haproxy: version 2.0.33 is too old: update to 2.2 or newer"}},
 		{"unknown", nil, func(f *Facts) { f.HAProxy.Version = "main" },

@@ -200,6 +200,17 @@ func (c *Config) expand(rest string) (value string, used int) {
 	return c.variable(rest[:n]), n
 }
 
+// Environment returns the variables that the files set; of several possible values the last.
+func (c *Config) Environment() map[string]string {
+	env := map[string]string{}
+	for name, v := range c.Env {
+		if len(v.Values) > 0 {
+			env[name] = v.Values[0]
+		}
+	}
+	return env
+}
+
 // SPOEFiles returns the files that filter lines name.
 func (c *Config) SPOEFiles() []string {
 	var files []string

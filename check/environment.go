@@ -48,6 +48,8 @@ func (l *look) settings() {
 		l.fail(topic, "%v", p)
 	}
 	switch {
+	case l.FromFiles:
+		l.note(topic, "HAProxy can't be asked, so these are the settings as %s has them: start HAProxy and check again", l.files())
 	case l.FromCache:
 		l.note(topic, "HAProxy can't be asked, so these are the settings of last time: start HAProxy and check again")
 	case wrong == 0 && l.HAProxy.Env != nil:
@@ -125,7 +127,8 @@ func (l *look) certificates() {
 	for _, name := range slices.Sorted(maps.Keys(l.Settings.Certificates)) {
 		l.ok(topic, "%s: %s", name, describe(l.Settings.Certificates[name]))
 	}
-	if len(l.Settings.Certificates) == 0 && len(l.Settings.Refused) == 0 {
+	known := l.HAProxy.Env != nil || l.FromCache || l.FromFiles
+	if known && len(l.Settings.Certificates) == 0 && len(l.Settings.Refused) == 0 {
 		l.note(topic, "haproxy.cfg asks for none: name them with `setenv SPOACME_CERTS shop` and `setenv SPOACME_CERT_shop shop.example.com`, or use `spoacme issue`")
 	}
 }

@@ -3,6 +3,7 @@ package check
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -112,6 +113,7 @@ func TestHTTPFrontend(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add("global\n setenv A \"${B}\"\nfrontend x\n bind :80\n filter spoe engine e config /f\n http-request redirect scheme https unless { ssl_fc }")
 	f.Add(".if\n.endif\n.endif\n[x]\nlisten\n bind\n http-request\n acl\n server\n redirect")
+	f.Add("global\n" + strings.Repeat("setenv A \"x${A}${A}\"\n", 64)) // a value that doubles at every line
 	f.Fuzz(func(t *testing.T, text string) {
 		c := NewConfig(nil)
 		c.Add("f", text)

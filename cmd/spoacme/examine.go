@@ -51,8 +51,8 @@ func (e *examiner) examine(ctx context.Context) (check.Facts, error) {
 	if f.HAProxy.Err == nil {
 		e.haproxy(ctx)
 	}
-	e.settings(r)
 	e.config()
+	e.settings(r)
 	e.hap.SetPlace(f.Settings.CrtDir, f.Settings.CrtList)
 	if f.HAProxy.Err == nil {
 		e.backends(ctx)
@@ -94,9 +94,12 @@ func (e *examiner) haproxy(ctx context.Context) {
 func (e *examiner) settings(r *runner) {
 	f := &e.facts
 	var from *settings.Source
-	if f.HAProxy.Env != nil {
+	switch kept, err := e.hap.LoadEnv(); {
+	case f.HAProxy.Env != nil:
 		from = &settings.Source{Name: settings.FromHAProxy, Values: f.HAProxy.Env}
-	} else if kept, err := e.hap.LoadEnv(); err == nil && kept != nil {
+	case f.Config != nil:
+		from, f.FromFiles = &settings.Source{Name: settings.FromHAProxy, Values: f.Config.Environment()}, true
+	case err == nil && kept != nil:
 		from, f.FromCache = &settings.Source{Name: settings.FromCache, Values: kept}, true
 	}
 	f.Settings, f.Problems = r.load(from)
