@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/spoacme/spoacme/integration/fixture"
 )
 
 // authority looks at what goes to and from the ACME server: before it is asked to look for a token, HAProxy must answer
@@ -27,6 +30,7 @@ type authority struct {
 	tokens map[string]string     // by URL of the challenge
 	orders map[string]*openOrder // that are open, by id
 	asked  int                   // tokens that HAProxy was asked for
+	wait   bool                  // for the answer: see patient
 	errs   []error
 }
 
@@ -105,23 +109,39 @@ func (a *authority) intercept(next http.Handler) http.Handler {
 	})
 }
 
+// patient makes the authority wait for HAProxy to answer, while HAProxy is reloaded.
+func (a *authority) patient(wait bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wait = wait
+}
+
 // askHAProxy asks for a token as the authority is about to do.
 func (a *authority) askHAProxy(account, challenge string) {
 	a.mu.Lock()
-	token, thumb := a.tokens[challenge], a.thumbs[account]
+	token, thumb, wait := a.tokens[challenge], a.thumbs[account], a.wait
 	a.asked++
 	a.mu.Unlock()
-	want := token + "." + thumb
+	err := a.askOnce(token, token+"."+thumb)
+	if err != nil && wait {
+		err = fixture.Await(context.Background(), 5*time.Second, func() error { return a.askOnce(token, token+"."+thumb) })
+	}
+	if err != nil || token == "" || thumb == "" {
+		a.fail("token %s: %w", token, err)
+	}
+}
+
+func (a *authority) askOnce(token, want string) error {
 	res, err := a.client.Get("http://" + a.haproxy + "/.well-known/acme-challenge/" + token)
 	if err != nil {
-		a.fail("token %s: %w", token, err)
-		return
+		return err
 	}
 	defer res.Body.Close()
 	got, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK || string(got) != want || token == "" || thumb == "" {
-		a.fail("token %s: HAProxy answers %s %q (%v), not %q", token, res.Status, got, err, want)
+	if err != nil || res.StatusCode != http.StatusOK || string(got) != want {
+		return fmt.Errorf("HAProxy answers %s %q (%v), not %q", res.Status, got, err, want)
 	}
+	return nil
 }
 
 func (a *authority) fail(format string, args ...any) {

@@ -44,16 +44,19 @@ func newClients(addr string, place func(string) int) *clients {
 
 // follow puts clients to work on a name; again has no effect.
 func (c *clients) follow(sni string) {
-	c.mu.Lock()
-	n := c.names[sni]
-	if n == nil {
-		n = new(watched)
-		c.names[sni] = n
-	}
-	c.mu.Unlock()
-	if n.load == nil {
+	if n := c.know(sni); n.load == nil {
 		n.load = c.start(sni, 1)
 	}
+}
+
+// know begins to keep what is seen of a name.
+func (c *clients) know(sni string) *watched {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.names[sni] == nil {
+		c.names[sni] = new(watched)
+	}
+	return c.names[sni]
 }
 
 // start puts clients to work that are at most lightly in the way of others.
