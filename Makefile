@@ -27,9 +27,10 @@ build:
 # HAProxy is the machine's own if it has one; see integration/demo/haproxy.go.
 demo:
 	@command -v go >/dev/null || { echo 'make demo: no Go here: install Go 1.26 or newer, see https://go.dev/doc/install' >&2; exit 1; }
-	@echo 'Building spoacme, and Pebble, the ACME server. The first time takes a few minutes.'
-	@$(MAKE) --silent --no-print-directory build tools-pebble
-	@$(BUILD) -o $(TOOLS)/bin/demo ./integration/demo
+	@echo 'What the demo needs is built first; it takes a few minutes the first time.'
+	@integration/tools/step.sh 'build spoacme' $(MAKE) --no-print-directory build
+	@integration/tools/step.sh 'build Pebble' $(MAKE) --no-print-directory tools-pebble
+	@integration/tools/step.sh 'build the demo' $(BUILD) -o $(TOOLS)/bin/demo ./integration/demo
 	@exec $(TOOLS)/bin/demo bin/spoacme
 
 tools: tools-haproxy tools-pebble tools-lego tools-chromium
@@ -72,15 +73,15 @@ test-unit: tools-race
 # Images stand in for those of the registries, so that this needs none; see integration/tools/images.sh.
 test-docker:
 	integration/tools/images.sh
-	SPOACME_TEST_DOCKER=1 go test -count=1 -timeout 15m -run '^TestCompose$$' ./integration/...
+	go test -tags docker -count=1 -timeout 15m -run '^TestCompose$$' ./integration
 
 bench: tools
 	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench
 
 lint: tools-lint
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }
-	go vet ./...
-	$(TOOLS)/bin/staticcheck ./...
+	go vet -tags docker ./...
+	$(TOOLS)/bin/staticcheck -tags docker ./...
 	@if command -v shellcheck >/dev/null; then shellcheck integration/tools/*.sh .ci/run; fi
 
 vuln: tools-lint

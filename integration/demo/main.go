@@ -18,7 +18,7 @@ import (
 
 func main() {
 	// The handler stays until the end: another Ctrl-C must not cut the cleaning up.
-	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	if len(os.Args) != 2 {
 		fmt.Fprintln(os.Stderr, "demo: run `make demo`")
 		os.Exit(2)

@@ -44,7 +44,8 @@ works() {
 	[[ -x $dir/haproxy && $("$dir/haproxy" -v 2>/dev/null) == *"version $version."* ]]
 }
 
-# apt_in runs an apt tool with sources, lists, cache and package status of its own, below the folder $1.
+# apt_in runs an apt tool with sources, lists, cache and package status of its own, below the folder $1. A mirror may be
+# frozen, so that its lists are out of date; they are signed all the same.
 apt_in() {
 	local dir=$1 tool=$2
 	shift 2
@@ -52,7 +53,8 @@ apt_in() {
 		-o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
 		-o Dir::State="$dir/state" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir/cache" \
-		-o Acquire::Languages=none -o Acquire::Retries=3 -o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false \
+		-o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o Acquire::Retries=3 \
+		-o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false \
 		-o APT::Sandbox::User= -o APT::Install-Recommends=false "$@")
 }
 
