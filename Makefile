@@ -33,7 +33,7 @@ demo:
 	@integration/tools/step.sh 'build the demo' $(BUILD) -o $(TOOLS)/bin/demo ./integration/demo
 	@exec $(TOOLS)/bin/demo bin/spoacme
 
-tools: tools-haproxy tools-pebble tools-lego tools-chromium
+tools: tools-haproxy tools-pebble tools-lego tools-chromium tools-consul
 
 # Several versions of HAProxy, each with its own libraries: make tools-haproxy HAPROXY_VERSIONS=2.6
 tools-haproxy:
@@ -65,7 +65,7 @@ tools-race:
 	integration/tools/need.sh gcc gcc libc6-dev
 
 test: tools test-unit
-	go test -timeout 15m ./integration/...
+	go test -p 1 -timeout 15m ./integration/...
 
 test-unit: tools-race
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)
