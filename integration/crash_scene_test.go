@@ -134,7 +134,7 @@ func (c *scene) certificate(name string) (status.CertificateView, error) {
 func (c *scene) trouble(name string, words ...string) string {
 	c.t.Helper()
 	var said string
-	c.await(20*time.Second, func() error {
+	c.await(60*time.Second, func() error {
 		v, err := c.certificate(name)
 		if err != nil {
 			return err
