@@ -230,7 +230,7 @@ func (h *HAProxy) swapAll(ctx context.Context, jobs []*job) {
 
 // create makes HAProxy know the file name.
 func (h *HAProxy) create(ctx context.Context, j *job) error {
-	_, err := h.wire.do(ctx, h.timing.command, "", func(c *runtime.SingleRuntime) error { return c.NewCertificate(quoted(j.file)) })
+	_, err := h.wire.do(ctx, h.timing.command, func(c *runtime.SingleRuntime) error { return c.NewCertificate(quoted(j.file)) })
 	if has(err, "already exists") {
 		return nil
 	}
@@ -245,7 +245,7 @@ func (h *HAProxy) create(ctx context.Context, j *job) error {
 // HAProxy does not want to load.
 func (h *HAProxy) takeBack(ctx context.Context, j *job, cause error) error {
 	if j.created {
-		_, _ = h.wire.do(ctx, h.timing.command, "", func(c *runtime.SingleRuntime) error { return c.DeleteCertificate(quoted(j.file)) })
+		_, _ = h.wire.do(ctx, h.timing.command, func(c *runtime.SingleRuntime) error { return c.DeleteCertificate(quoted(j.file)) })
 	}
 	switch {
 	case errors.Is(cause, errContent):
@@ -320,7 +320,7 @@ func (h *HAProxy) listInHAProxy(ctx context.Context, p Place, jobs []*job) {
 		if j.err != nil || j.after.Status != "Unused" {
 			continue
 		}
-		_, err := h.wire.do(ctx, commitTimeout, "", func(c *runtime.SingleRuntime) error {
+		_, err := h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error {
 			return c.AddCrtListEntry(quoted(p.CrtList), models.SslCrtListEntry{File: quoted(j.file)})
 		})
 		if has(err, "Failed!") {

@@ -200,11 +200,11 @@ func (s *site) start() *site {
 
 func (s *site) wait(what string, ok func() bool) {
 	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-			s.t.Fatalf("not within 20 s: %s\n%s", what, text)
+			s.t.Fatalf("not within a minute: %s\n%s", what, text)
 		}
 		pauseFor(5 * time.Millisecond)
 	}

@@ -178,7 +178,7 @@ func faulty(t testing.TB, real string, change func(command string, answer []byte
 // TestRealFaults breaks every command of a unit once, in several ways: Deploy must succeed truly, or fail, and
 // the next one must succeed.
 func TestRealFaults(t *testing.T) {
-	commands := []string{"show info;show ssl cert", "show pools", "set ssl cert", "show ssl cert *", "commit ssl cert", ";show info", "new ssl cert", "add ssl crt-list", "show ssl crt-list"}
+	commands := []string{"show info;abort ssl cert", "show pools", "set ssl cert", "show ssl cert *", "commit ssl cert", ";show info", "new ssl cert", "add ssl crt-list", "show ssl crt-list"}
 	faults := map[string]func([]byte) []byte{
 		"nothing": func([]byte) []byte { return nil },
 		"half":    func(a []byte) []byte { return a[:len(a)/2] },

@@ -73,11 +73,7 @@ func parseInfo(answer []byte) (Process, error) {
 
 // raw runs a command, or several separated by semicolons, and returns what HAProxy answers.
 func (h *HAProxy) raw(ctx context.Context, command string) ([]byte, error) {
-	return h.rawUntil(ctx, command, "", h.timing.command)
-}
-
-func (h *HAProxy) rawUntil(ctx context.Context, command, until string, timeout time.Duration) ([]byte, error) {
-	return h.wire.do(ctx, timeout, until, func(c *runtime.SingleRuntime) error {
+	return h.wire.do(ctx, h.timing.command, func(c *runtime.SingleRuntime) error {
 		_, err := c.ExecuteRaw(command)
 		return err
 	})

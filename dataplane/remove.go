@@ -101,7 +101,7 @@ func (h *HAProxy) removeRunning(ctx context.Context, inv Inventory, file string)
 			if e.Line == 0 {
 				entry = nil
 			}
-			_, err := h.wire.do(ctx, commitTimeout, "", func(c *runtime.SingleRuntime) error {
+			_, err := h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error {
 				return c.DeleteCrtListEntry(quoted(l.Path), quoted(file), entry)
 			})
 			if err != nil {
@@ -109,7 +109,7 @@ func (h *HAProxy) removeRunning(ctx context.Context, inv Inventory, file string)
 			}
 		}
 	}
-	_, err := h.wire.do(ctx, h.timing.command, "", func(c *runtime.SingleRuntime) error { return c.DeleteCertificate(quoted(file)) })
+	_, err := h.wire.do(ctx, h.timing.command, func(c *runtime.SingleRuntime) error { return c.DeleteCertificate(quoted(file)) })
 	if err == nil || has(err, "Not found") || has(err, "not found") || has(err, "doesn't exist") {
 		return nil
 	}

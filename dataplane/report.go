@@ -111,7 +111,7 @@ func (s *State) schedule(now time.Time, t timing, common bool) {
 	if s.failures < 16 {
 		wait = min(t.retry<<s.failures, t.full)
 	}
-	if errors.Is(s.Err, ErrBusy) {
+	if errors.Is(s.Err, ErrBusy) || transient(s.Err) {
 		wait = t.retry
 	} else {
 		s.failures++

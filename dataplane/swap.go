@@ -89,7 +89,7 @@ func (h *HAProxy) unitOnce(ctx context.Context, file string, b *store.Bundle) (S
 	if err := h.checkTransaction(ctx, file, b); err != nil {
 		return Served{}, h.abort(ctx, file, err)
 	}
-	_, err = h.wire.do(ctx, commitTimeout, "", func(c *runtime.SingleRuntime) error { return c.CommitCertificate(quoted(file)) })
+	_, err = h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error { return c.CommitCertificate(quoted(file)) })
 	if err != nil {
 		var r *refusal
 		if errors.As(err, &r) && !transient(err) {
@@ -100,23 +100,34 @@ func (h *HAProxy) unitOnce(ctx context.Context, file string, b *store.Bundle) (S
 	return h.readBack(ctx, p, file, b)
 }
 
-// peek returns the process that answers and the file of an open transaction. The list of certificates is
-// not waited for: transactions come first.
+// nobody is a name that no certificate has.
+const nobody = "spoacme-no-such-certificate"
+
+var ongoing = regexp.MustCompile(`ongoing transaction is about '(.*)' but you are trying`)
+
+// peek returns the process that answers and the file of an open transaction. It asks for the end of a transaction
+// that nobody has: the list of certificates would tell, too, but with many of them it keeps certificates locked.
 func (h *HAProxy) peek(ctx context.Context) (Process, string, error) {
-	answer, err := h.rawUntil(ctx, "show info;show ssl cert", "# filename", h.timing.command)
+	answer, err := h.raw(ctx, "show info;abort ssl cert "+nobody)
 	if err != nil {
 		return Process{}, "", err
 	}
-	p, err := parseInfo(answer)
+	info, rest, _ := cut(answer, "\n\n")
+	p, err := parseInfo([]byte(info))
 	if err != nil {
 		return Process{}, "", err
 	}
-	_, rest, _ := cut(answer, "# transaction")
-	open, _ := parseCerts([]byte("# transaction" + rest))
-	if err := permission(answer); err != nil {
-		return Process{}, "", err
+	err = permission([]byte(rest))
+	if has(err, "No ongoing transaction") {
+		return p, "", nil
 	}
-	return p, open, nil
+	if m := ongoing.FindStringSubmatch(rest); m != nil {
+		return p, m[1], nil
+	}
+	if err == nil {
+		err = fmt.Errorf("look for transactions: not understood: %s", line(rest))
+	}
+	return Process{}, "", err
 }
 
 // fits refuses a payload that does not fit HAProxy's buffer.
@@ -236,7 +247,7 @@ func (h *HAProxy) clear(ctx context.Context, file string) error {
 func (h *HAProxy) abort(ctx context.Context, file string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	_, err := h.wire.do(ctx, 2*time.Second, "", func(c *runtime.SingleRuntime) error { return c.AbortCertificate(quoted(file)) })
+	_, err := h.wire.do(ctx, 2*time.Second, func(c *runtime.SingleRuntime) error { return c.AbortCertificate(quoted(file)) })
 	if err == nil || has(err, "No ongoing transaction") {
 		return cause
 	}

@@ -48,7 +48,6 @@ type wire struct {
 // exchange is one command and its answer.
 type exchange struct {
 	ctx    context.Context
-	until  []byte // the answer may be left at this text
 	done   chan struct{}
 	answer []byte
 	err    error
@@ -80,7 +79,7 @@ func (w *wire) close() error {
 
 // do runs fn, which gives client-native one command, and returns HAProxy's whole answer. The error is the
 // exchange's, else *refusal when HAProxy answered with an error or with what client-native does not accept.
-func (w *wire) do(ctx context.Context, timeout time.Duration, until string, fn func(*runtime.SingleRuntime) error) ([]byte, error) {
+func (w *wire) do(ctx context.Context, timeout time.Duration, fn func(*runtime.SingleRuntime) error) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	select {
@@ -89,7 +88,7 @@ func (w *wire) do(ctx context.Context, timeout time.Duration, until string, fn f
 	case <-ctx.Done():
 		return nil, w.explain(ctx.Err())
 	}
-	x := &exchange{ctx: ctx, until: []byte(until), done: make(chan struct{})}
+	x := &exchange{ctx: ctx, done: make(chan struct{})}
 	w.now.Store(x)
 	err := fn(&w.client)
 	if !w.now.CompareAndSwap(x, nil) {
@@ -161,7 +160,7 @@ func (w *wire) carry(x *exchange, c net.Conn) ([]byte, error) {
 		defer close(sent)
 		_, _ = io.Copy(up, c)
 	}()
-	answer, err := x.read(up)
+	answer, err := readAnswer(up)
 	_ = c.SetReadDeadline(time.Unix(1, 0))
 	up.Close()
 	<-sent
@@ -171,7 +170,8 @@ func (w *wire) carry(x *exchange, c net.Conn) ([]byte, error) {
 	return answer, err
 }
 
-func (x *exchange) read(r io.Reader) ([]byte, error) {
+// readAnswer reads until HAProxy closes, and checks that the answer is whole.
+func readAnswer(r io.Reader) ([]byte, error) {
 	var all []byte
 	buf := make([]byte, 32<<10)
 	for {
@@ -179,11 +179,6 @@ func (x *exchange) read(r io.Reader) ([]byte, error) {
 		all = append(all, buf[:n]...)
 		if len(all) > maxAnswer {
 			return nil, errTooLong
-		}
-		if len(x.until) > 0 {
-			if i := bytes.Index(all, x.until); i >= 0 {
-				return all[:i], nil
-			}
 		}
 		if err == nil {
 			continue
