@@ -40,6 +40,12 @@ func (l *look) settings() {
 	}
 	wrong := 0
 	for _, p := range l.Problems {
+		if l.Config != nil && l.Config.Env[p.Variable] != nil {
+			p.Stale = ""
+		}
+		if p.Level == settings.Note && l.left(p.Variable) {
+			continue // as stale says
+		}
 		if p.Level == settings.Note {
 			l.note(topic, "%v", p)
 			continue
@@ -83,13 +89,30 @@ func (l *look) stale() {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.HAProxy.Env)) {
-		if strings.HasPrefix(name, prefix) && l.Config.Env[name] == nil {
+		switch {
+		case !strings.HasPrefix(name, prefix) || !l.left(name):
+		case l.idle(name):
+			l.note(topic, "%s is in force, but not in %s: it is left over and has no effect: to be rid of it write `unsetenv %s` and reload, or restart HAProxy", name, l.files(), name)
+		default:
 			l.fail(topic, "%s is in force, but not in %s: it is left over from before a reload, or HAProxy's own start sets it: write `unsetenv %s` and reload, or restart HAProxy", name, l.files(), name)
 		}
 	}
 	if l.HAProxy.Env != nil && len(l.found) == before {
 		l.ok(topic, "what %s sets is what is in force", l.files())
 	}
+}
+
+// left reports a variable that is in force and that the files do not know.
+func (l *look) left(name string) bool {
+	_, in := l.HAProxy.Env[name]
+	return in && l.Config != nil && l.Config.Env[name] == nil
+}
+
+// idle reports the setting of a certificate that SPOACME_CERTS does not name.
+func (l *look) idle(variable string) bool {
+	name, ok := strings.CutPrefix(variable, prefix+"CERT_")
+	_, wanted := l.Settings.Certificates[name]
+	return ok && !wanted && !slices.Contains(l.Settings.Refused, name)
 }
 
 func (l *look) compare(topic, name string, v *Variable) {

@@ -118,7 +118,7 @@ func (l *loader) unlisted(listed map[string]string) (stray []string) {
 	}
 	for _, variable := range stray {
 		_, source := l.lookup(variable, anySource)
-		l.problem(Note, variable, source, "does not count, because "+certsName+" does not name it: add it there, or remove it"+stale(variable, source))
+		l.perhapsStale(Note, variable, source, "does not count, because "+certsName+" does not name it: add it there, or remove it")
 	}
 	return stray
 }

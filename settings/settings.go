@@ -135,14 +135,20 @@ type Problem struct {
 	Source   string
 	Message  string // what is wrong and what to do, one line
 	Level    Level
+	// Stale says how to be rid of a line that is gone from haproxy.cfg and still in force; empty when that can't be.
+	Stale string
 }
 
 // Error names the variable, where it stands, what is wrong and the remedy, in one line.
 func (p Problem) Error() string {
+	text := p.Variable + " from " + p.Source + ": " + p.Message
 	if p.Source == FromFlags {
-		return p.Variable + ": " + p.Message
+		text = p.Variable + ": " + p.Message
 	}
-	return p.Variable + " from " + p.Source + ": " + p.Message
+	if p.Stale != "" {
+		text += " (" + p.Stale + ")"
+	}
+	return text
 }
 
 // Load reads the sources, the first that has a value for a variable wins. What is valid is kept,
@@ -171,7 +177,13 @@ func (l *loader) problem(level Level, variable, source, message string) {
 	if source == FromFlags {
 		variable = flagName(variable)
 	}
-	l.problems = append(l.problems, Problem{variable, source, message, level})
+	l.problems = append(l.problems, Problem{Variable: variable, Source: source, Message: message, Level: level})
+}
+
+// perhapsStale is problem for a line that may be gone from haproxy.cfg.
+func (l *loader) perhapsStale(level Level, variable, source, message string) {
+	l.problem(level, variable, source, message)
+	l.problems[len(l.problems)-1].Stale = stale(variable, source)
 }
 
 // lookup finds the value that wins. allowed leaves out sources that may not set the variable.

@@ -43,7 +43,7 @@ func (l *loader) stranger(name, source string, known map[string]variable, right 
 	v, ok := known[name]
 	switch {
 	case !ok:
-		l.problem(Error, name, source, "is not a setting: "+meant(name, right)+stale(name, source))
+		l.perhapsStale(Error, name, source, "is not a setting: "+meant(name, right))
 	case v.Own && !ownSource(source):
 		place := "in the sidecar's own environment"
 		if v.Flag != "" {
@@ -66,7 +66,7 @@ func stale(name, source string) string {
 	if ownSource(source) {
 		return ""
 	}
-	return " (gone from haproxy.cfg, and still here? HAProxy before 3.2 keeps it over reloads: write unsetenv " + name + ")"
+	return "gone from haproxy.cfg, and still here? HAProxy before 3.2 keeps it over reloads: write unsetenv " + name
 }
 
 type secrecyClass int
