@@ -7,6 +7,7 @@
 # make vuln         known vulnerabilities in what is compiled in
 # make fuzz         every fuzz target for FUZZTIME
 # make test-unit    the tests that need no server, with the race detector
+# make test-servers the tests against real servers
 # make test-docker  the image and the compose file, run for real; needs Docker
 # make tools        what tests, demo and benchmark need, below .tools/
 # make clean        removes all that was built here, the tools too
@@ -18,7 +19,7 @@ HAPROXY_VERSIONS ?= 2.2 2.6 3.0 3.2
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD := go build -trimpath -buildvcs=false
 
-.PHONY: demo test bench build lint vuln fuzz test-unit test-docker clean
+.PHONY: demo test bench build lint vuln fuzz test-unit test-servers test-docker clean
 .PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint tools-race
 
 build:
@@ -64,8 +65,11 @@ tools-lint:
 tools-race:
 	integration/tools/need.sh gcc gcc libc6-dev
 
-test: tools test-unit
-	go test -p 1 -timeout 15m ./integration/...
+test: tools test-unit test-servers
+
+# The tests against real servers. Two packages at once would fight for the processors.
+test-servers: tools
+	go test -p 1 -timeout 20m ./integration/...
 
 test-unit: tools-race
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)
