@@ -82,7 +82,7 @@ ok haproxy: version 3.2.26-1, pid 7
 ok settings: 5 in force in HAProxy, all understood
 ok setenv: what haproxy.cfg sets is what is in force
 ok certificate: shop: shop.example.com, www.shop.example.com challenge=http-01 key=ec256
-ok crt-list: crt-list /etc/haproxy/spoacme/crt-list with 1 certificate, PEM files go into /etc/haproxy/spoacme
+ok crt-list: /etc/haproxy/spoacme/crt-list names 1 certificate, PEM files go into /etc/haproxy/spoacme
 ok default: frontend https: strict-sni, clients that name no known certificate are refused
 ok agent: backend acme_agent: server agent is UP
 ok frontend: http: challenges are answered before every other rule

@@ -11,7 +11,7 @@ import (
 
 // Dir is a directory of this machine.
 type Dir struct {
-	Path string // empty: the store is none
+	Path string // empty: the store is none, but a server
 	Err  error  // why it can't be used
 	Mode fs.FileMode
 	New  bool // it does not exist yet, and can be made
@@ -134,10 +134,13 @@ func (l *look) store() {
 	const topic = "store"
 	d := l.Store
 	switch {
-	case d.Path == "":
-		return
 	case d.Err != nil:
 		l.fail(topic, "%v", d.Err)
+	case l.Settings.Store == "":
+	case d.Path == "" && l.Sidecar.Running:
+		l.ok(topic, "%s, which the sidecar looks after", l.Settings.Store)
+	case d.Path == "":
+		l.note(topic, "%s is not asked before a sidecar runs: start 'spoacme run' and check again", l.Settings.Store)
 	case !d.New && d.Mode.Perm()&0o077 != 0:
 		l.fail(topic, "%s has mode %#o, and private keys are in it: chmod 0700 %[1]s", d.Path, d.Mode.Perm())
 	case d.New:

@@ -124,6 +124,11 @@ func TestPlaceAndHost(t *testing.T) {
 			[]string{"FAIL store: /var/lib/spoacme has mode 0755, and private keys are in it: chmod 0700 /var/lib/spoacme"}},
 		{"store unusable", nil, func(f *Facts) { f.Store.Err = errors.New("/var/lib/spoacme is not a directory") },
 			[]string{"FAIL store: /var/lib/spoacme is not a directory"}},
+		{"consul", nil, func(f *Facts) { f.Settings.Store, f.Store = "consul://127.0.0.1:8500/le", Dir{} }, nil},
+		{"no keyset", nil, func(f *Facts) {
+			f.Settings.Store, f.Store = "consul://127.0.0.1:8500/le", Dir{Err: errors.New("make keysets")}
+		},
+			[]string{"FAIL store: make keysets"}},
 		{"sidecar", nil, func(f *Facts) { f.Sidecar.Wrong = []string{"disk: full"} }, []string{"FAIL sidecar: says of itself: disk: full"}},
 		{"sidecar hides", nil, func(f *Facts) { f.Sidecar.Err = errors.New("may not connect to x: run this as root") },
 			[]string{"FAIL sidecar: may not connect to x: run this as root"}},

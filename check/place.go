@@ -54,11 +54,11 @@ func (l *look) crtList() {
 	if len(l.found) > before {
 		return
 	}
-	kind := "crt-list"
 	if p.Directory {
-		kind = "certificate directory"
+		l.ok(topic, "certificate directory %s holds %s", p.CrtList, count(p.Lines, "certificate"))
+		return
 	}
-	l.ok(topic, "%s %s with %s, PEM files go into %s", kind, p.CrtList, count(p.Lines, "certificate"), p.CrtDir)
+	l.ok(topic, "%s names %s, PEM files go into %s", p.CrtList, count(p.Lines, "certificate"), p.CrtDir)
 }
 
 // several limits how often the same thing is said.

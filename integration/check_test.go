@@ -287,7 +287,7 @@ func TestCheckPlace(t *testing.T) {
 		}
 		reload("ssl crt-list "+h.CrtList(), "ssl crt-list "+h.CrtList()+" crt-list "+second)
 		runCheck(t, h, s).finds(t, check.Fail, "crt-list", "several crt-lists", h.CrtList(), second, "SPOACME_CRT_LIST")
-		runCheck(t, h, s, "--crt-list", h.CrtList()).finds(t, check.OK, "crt-list", h.CrtList()+" with 1 certificate")
+		runCheck(t, h, s, "--crt-list", h.CrtList()).finds(t, check.OK, "crt-list", h.CrtList()+" names 1 certificate")
 	})
 	t.Run("directory", func(t *testing.T) { checkDirectory(t) })
 }

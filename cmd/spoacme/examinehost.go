@@ -154,10 +154,13 @@ func unloadable(path string) string {
 	return ""
 }
 
-// store looks at the directory of a file store.
+// store looks at the directory of a file store, or at the keysets of a fleet's.
 func (e *examiner) store() {
 	d := &e.facts.Store
 	if d.Path = e.facts.Settings.StoreDir(); d.Path == "" {
+		if e.facts.Settings.Store != "" && !e.facts.Sidecar.Running {
+			_, d.Err = loadKeys(e.facts.Settings)
+		}
 		return
 	}
 	fi, err := os.Stat(d.Path)
