@@ -122,8 +122,12 @@ func (c *client) authorization(ctx context.Context, url string) (acme.Authorizat
 func (c *client) answer(ctx context.Context, url string) error {
 	_, err := retry(ctx, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.New(url) })
 	if isProblem(err, "malformed") {
-		if ch, getErr := c.core.Challenges.Get(url); getErr == nil && ch.Status != acme.StatusPending {
+		ch, unread := retry(ctx, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.Get(url) })
+		if unread == nil && ch.Status != acme.StatusPending {
 			return nil
+		}
+		if unread != nil { // the problem may be that one
+			err = unread
 		}
 	}
 	if err != nil {

@@ -66,6 +66,9 @@ func fail(err error) *failure {
 	if errors.As(err, &problem) {
 		f = ofProblem(problem)
 		f.err = fmt.Errorf("%s: %w", context1(err), f.err)
+		if problem.HTTPStatus == http.StatusNotFound && f.class == classRefused {
+			f.class = classUnavailable // part of an order that is gone: the next try finds out
+		}
 		f.until = retryAfterOf(err)
 		return f
 	}
