@@ -23,6 +23,7 @@ type Row struct {
 	Weight int    // per cent, 1 to 100
 	Text   string // what the last agent check said; not set by us
 	Agent  string // read back: address of its agent check; "" for none
+	Probed bool   // read back: it has a health check
 }
 
 // RowChecks is who tells HAProxy about a row from then on.
@@ -91,7 +92,8 @@ func parseRows(answer, backend string) ([]Row, error) {
 			continue
 		}
 		weight, _ := strconv.Atoi(r.get("uweight"))
-		rows = append(rows, Row{Name: r.get("svname"), State: rowState(r.get("status")), Weight: weight, Text: line(r.get("last_agt"))})
+		rows = append(rows, Row{Name: r.get("svname"), State: rowState(r.get("status")), Weight: weight, Text: line(r.get("last_agt")),
+			Probed: r.get("check_status") != ""})
 	}
 	return rows, nil
 }

@@ -24,8 +24,9 @@ type Row struct {
 
 // Present is a row that HAProxy has.
 type Present struct {
-	Name  string
-	Agent string // HOST:PORT of its agent check; empty: none
+	Name   string
+	Agent  string // HOST:PORT of its agent check; empty: none
+	Probed bool   // it has a TLS check
 }
 
 // Backend changes the servers of one backend of HAProxy at run time (2.6 or newer).
@@ -98,12 +99,13 @@ func (r *Rows) once(ctx context.Context) error {
 	good := make(map[string]bool, len(present))
 	var errs []error
 	names := make(map[string]bool, len(wanted))
+	probed := make(map[string]bool)
 	for _, w := range wanted {
-		names[w.Name] = true
+		names[w.Name], probed[w.Name] = true, w.Probe != ""
 	}
 	for _, p := range present {
 		switch {
-		case names[p.Name] && p.Agent == r.Agent:
+		case names[p.Name] && p.Agent == r.Agent && p.Probed == probed[p.Name]:
 			good[p.Name] = true
 		case r.ours(p, v):
 			errs = append(errs, r.del(ctx, p.Name))

@@ -41,7 +41,7 @@ func (b *backend) AddRow(_ context.Context, name string, r Row) error {
 	if slices.ContainsFunc(b.rows, func(p Present) bool { return p.Name == r.Name }) {
 		return errors.New("already exists a server with the same name in backend")
 	}
-	b.rows = append(b.rows, Present{r.Name, r.Agent})
+	b.rows = append(b.rows, Present{r.Name, r.Agent, r.Probe != ""})
 	b.log = append(b.log, fmt.Sprintf("add %s/%s %s %d %s probe=%s sni=%s", name, r.Name, r.Words, r.Weight, r.Send, r.Probe, r.SNI))
 	return nil
 }
@@ -74,10 +74,10 @@ func TestRows(t *testing.T) {
 		set := func(v View) { view.Store(&v) }
 		set(Build(one(func(in *Input) { in.Wanted = append(in.Wanted, wanted("new")) })))
 		b := &backend{rows: []Present{
-			{"stale", agent},             // of a certificate that is gone
-			{"shop", "127.0.0.1:1"},      // of a sidecar that had another port
-			{"site", ""},                 // of the site
-			{"checked", "192.0.2.1:999"}, // of the site, with an agent check of its own
+			{"stale", agent, false},             // of a certificate that is gone
+			{"shop", "127.0.0.1:1", false},      // of a sidecar that had another port
+			{"site", "", false},                 // of the site
+			{"checked", "192.0.2.1:999", false}, // of the site, with an agent check of its own
 		}}
 		poke := make(chan struct{})
 		r := &Rows{HAProxy: b, Backend: "certificates", View: func() View { return *view.Load() }, Agent: agent, Probe: "127.0.0.1:443", Poke: poke}
@@ -102,6 +102,11 @@ func TestRows(t *testing.T) {
 		b.restart()
 		<-time.After(6 * time.Second)
 		expect("a new process that nobody told us of", addNew, addShop)
+		set(Build(one(func(in *Input) {
+			in.Wanted, in.Issued = append(in.Wanted, wanted("new")), append(in.Issued, issued("new", 54))
+		})))
+		<-time.After(6 * time.Second)
+		expect("a row can be probed now", "del certificates/new", "add certificates/new down 0 new| probe=127.0.0.1:443 sni=new.example.com")
 		set(Build(one(func(*Input) {})))
 		<-time.After(6 * time.Second)
 		expect("a certificate less", "del certificates/new")
@@ -118,7 +123,7 @@ func TestRows(t *testing.T) {
 // A server of the site keeps its place, whatever its name.
 func TestRowsLeaveOthersAlone(t *testing.T) {
 	view := Build(one(func(*Input) {}))
-	b := &backend{rows: []Present{{"shop", ""}}}
+	b := &backend{rows: []Present{{"shop", "", false}}}
 	r := &Rows{HAProxy: b, Backend: "web", View: func() View { return view }, Agent: agent}
 	err := r.once(t.Context())
 	if err == nil || err.Error() != "backend web has a server shop of its own: rename it" || len(b.take()) > 0 {

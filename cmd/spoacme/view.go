@@ -63,8 +63,11 @@ func (sc *sidecar) conditions(report dataplane.Report, loaded bool, unreadable [
 	case !haproxy.OK:
 		haproxy.Message = "it was not asked yet"
 	}
-	st := status.Condition{Name: "store", OK: loaded && len(unreadable) == 0}
+	reach := sc.store.reachable()
+	st := status.Condition{Name: "store", OK: loaded && reach == nil && len(unreadable) == 0}
 	switch {
+	case reach != nil:
+		st.Message = "what is served stays, nothing is issued: " + reach.Error()
 	case !loaded:
 		st.Message = "it was not read yet"
 	case len(unreadable) > 0:
@@ -139,7 +142,7 @@ func (b rowsBackend) Rows(ctx context.Context, backend string) ([]status.Present
 	}
 	present := make([]status.Present, len(rows))
 	for i, r := range rows {
-		present[i] = status.Present{Name: r.Name, Agent: r.Agent}
+		present[i] = status.Present{Name: r.Name, Agent: r.Agent, Probed: r.Probed}
 	}
 	return present, nil
 }
