@@ -51,6 +51,8 @@ type Wanted struct {
 	IssuedByHand bool     `json:"by_hand,omitempty"`
 	// RenewAsked is when `renew` asked for a certificate newer than this; zero when never.
 	RenewAsked time.Time `json:"renew_asked,omitzero"`
+	// Note says in words for the operator how the nodes' haproxy.cfg disagree on it; empty when they do not.
+	Note string `json:"note,omitempty"`
 }
 
 // Certificate is an issued certificate with its private key.
@@ -142,7 +144,9 @@ type Demand struct {
 	Meta
 	Node         string          `json:"node"`
 	Certificates map[string]Spec `json:"certificates"`
-	Since        time.Time       `json:"since"`
+	Since        time.Time       `json:"since"` // when Certificates changed last
+	// Seen is when the node last said that it still asks for this, every few hours. Zero: not known.
+	Seen time.Time `json:"seen,omitzero"`
 }
 
 // What a Request asks for.

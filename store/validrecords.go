@@ -10,7 +10,7 @@ import (
 
 // Validate implements Record.
 func (r *Wanted) Validate() error {
-	if err := first(ValidName(r.Name), r.Spec.Validate(), optionalTime("renew_asked", r.RenewAsked)); err != nil {
+	if err := first(ValidName(r.Name), r.Spec.Validate(), optionalTime("renew_asked", r.RenewAsked), validText("note", r.Note)); err != nil {
 		return err
 	}
 	for _, node := range r.Sources {
@@ -112,7 +112,7 @@ func (r *Challenges) Validate() error {
 
 // Validate implements Record.
 func (r *Demand) Validate() error {
-	if err := first(ValidName(r.Node), validTime("since", r.Since)); err != nil {
+	if err := first(ValidName(r.Node), validTime("since", r.Since), optionalTime("seen", r.Seen)); err != nil {
 		return err
 	}
 	for name, spec := range r.Certificates {
