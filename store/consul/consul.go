@@ -68,6 +68,7 @@ type Store struct {
 	seen    seen
 	member  member
 	late    suspects
+	silent  silent
 	fresh   freshTable
 	metrics *metrics
 
@@ -120,6 +121,8 @@ type seen struct {
 	floor map[store.Key]uint64
 	// held tells which keys of ours every live node holds; nil while nobody knows.
 	held map[string]bool
+	// jumped is when the feed was last seen to be gone or an older one.
+	jumped time.Time
 	// contact is when Consul answered last.
 	contact time.Time
 }

@@ -148,6 +148,9 @@ func (s *Store) watchFeed(ctx context.Context, publish func(feedState)) {
 // observe remembers what a feed says about the fleet.
 func (s *Store) observe(f feedState) {
 	s.seen.mu.Lock()
+	if f.Seq < s.seen.seq {
+		s.seen.jumped = time.Now()
+	}
 	if f.Epoch != s.seen.epoch && f.Epoch != "" {
 		s.seen.epoch = f.Epoch
 		s.seen.fleet = "" // read it again: the leader of a new term may have written it

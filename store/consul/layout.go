@@ -35,6 +35,7 @@ type layout struct{ prefix string }
 func (l layout) meta() string               { return l.prefix + "/meta" }
 func (l layout) leader() string             { return l.prefix + "/leader" }
 func (l layout) fence() string              { return l.prefix + "/fence" }
+func (l layout) question() string           { return l.prefix + "/question" }
 func (l layout) feed() string               { return l.prefix + "/feed" }
 func (l layout) dir(kind string) string     { return l.prefix + "/" + kind + "/" }
 func (l layout) record(k store.Key) string  { return l.prefix + "/" + k.String() }
@@ -54,7 +55,7 @@ func (l layout) sentinels() []string {
 	for i := range dirs {
 		dirs[i] += sentinel
 	}
-	return dirs
+	return append(dirs, l.question()) // a node's watch of it would else wake at every write
 }
 
 // shardOf tells which part of the manifest a certificate is in.

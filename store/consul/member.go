@@ -31,6 +31,7 @@ type ackRecord struct {
 	Seq        uint64   `json:"s"`           // of the feed
 	Keys       []string `json:"k,omitempty"` // ids of its sealing keys
 	CAs        string   `json:"c,omitempty"` // digest of the CAs that it would order from
+	Answer     string   `json:"q,omitempty"` // the last question that it answered
 }
 
 // member is this process as a live node of the fleet.
@@ -47,7 +48,8 @@ type member struct {
 	highest          uint64 // generation in reads of that epoch
 	table            string // epoch that the token table has reached
 	progress         time.Time
-	registered       bool // once at least
+	registered       bool   // once at least
+	answer           string // the last question that was answered
 	said             ackRecord
 	drift, saidDrift []byte        // encoded; nil for none
 	changed          chan struct{} // closed when said changes
@@ -149,7 +151,7 @@ func (m *member) wanted() (r ackRecord, acked bool) {
 	defer m.mu.Unlock()
 	r = ackRecord{
 		Instance: s.instance, Boot: s.boot, Role: s.cfg.Role,
-		Epoch: epoch, Generation: m.acks, Seq: seq, CAs: casDigest(s.cfg.CAs),
+		Epoch: epoch, Generation: m.acks, Seq: seq, CAs: casDigest(s.cfg.CAs), Answer: m.answer,
 	}
 	if s.cfg.Keys != nil {
 		r.Keys = s.cfg.Keys.IDs()
