@@ -78,6 +78,9 @@ func (t *term) account(ctx context.Context, settings *Settings, ca CA, id string
 		return nil, &failure{class: classAccount, err: fmt.Errorf("read account %s: %w", id, err)}
 	}
 	if !settings.NewAccount {
+		if acc, err := t.accountKept(ctx, id); acc != nil || err != nil {
+			return acc, err
+		}
 		if err := t.accountLost(ctx, ca.Directory, id); err != nil {
 			return nil, err
 		}
@@ -91,6 +94,22 @@ func (t *term) account(ctx context.Context, settings *Settings, ca CA, id string
 	if err := t.commit(ctx, pre, []store.Op{store.Put(acc)}); err != nil {
 		return nil, fmt.Errorf("store account %s: %w", id, err)
 	}
+	return acc, nil
+}
+
+// accountKept puts the account back from this process's copy; nil when there is none.
+func (t *term) accountKept(ctx context.Context, id string) (*store.Account, error) {
+	if t.copy == nil {
+		return nil, nil
+	}
+	acc, err := get[*store.Account](ctx, t.copy, store.KindAccount, id)
+	if acc == nil || err != nil {
+		return nil, err
+	}
+	if err := t.commit(ctx, []store.Precondition{{Key: acc.Key()}}, []store.Op{store.Put(acc)}); err != nil {
+		return nil, fmt.Errorf("put back account %s: %w", id, err)
+	}
+	t.log.Warn("the account was lost in the store and is put back from this node's copy", "account", id)
 	return acc, nil
 }
 

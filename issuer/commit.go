@@ -40,7 +40,7 @@ func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, store.ErrRefused) && t.ctx.Err() == nil && t.lease.Context().Err() == nil && t.met(ctx, pre):
+	case errors.Is(err, store.ErrRefused) && !errors.Is(err, store.ErrStorage) && t.ctx.Err() == nil && t.lease.Context().Err() == nil && t.met(ctx, pre):
 		return &failure{class: classStore, err: err} // it is what we want to write that is wrong
 	}
 	return &storeError{err}
@@ -70,16 +70,18 @@ func (t *term) written(ctx context.Context, ops []store.Op) (bool, error) {
 			}
 			continue
 		}
-		is, err1 := store.Encode(e.Record, store.Plain{})
-		want, err2 := store.Encode(op.Record, store.Plain{})
-		if err := errors.Join(err1, err2); err != nil {
-			return false, err
-		}
-		if !bytes.Equal(is, want) {
+		if !sameRecord(e.Record, op.Record) {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// sameRecord compares all that is stored of two records.
+func sameRecord(a, b store.Record) bool {
+	is, err1 := store.Encode(a, store.Plain{})
+	want, err2 := store.Encode(b, store.Plain{})
+	return err1 == nil && err2 == nil && bytes.Equal(is, want)
 }
 
 // fence fails when the lease is no longer ours: nothing is asked of the CA then.

@@ -10,30 +10,82 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// settled is how long nodes that disagree on a certificate's names must have stood still before a changed set is
-// ordered: a node that flaps must not order with every change.
-const settled = 10 * time.Minute
+const (
+	// settled is how long nodes that disagree on a certificate's names must have stood still before a changed set is
+	// ordered: a node that flaps must not order with every change.
+	settled = 10 * time.Minute
+	// absence is how long the demand of a node that is gone counts: seven days, and the hours between two of its signs
+	// of life.
+	absence = 7*24*time.Hour + 6*time.Hour
+	// young is how long names that nobody asks for any more stay beside new ones: the CA has just seen them, so they cost
+	// nothing, and who changes his mind to and fro orders once.
+	young = 24 * time.Hour
+)
+
+// presence is which nodes are live. A nil presence is that of a node on its own.
+type presence struct {
+	known bool
+	live  map[string]bool
+}
+
+// counts reports whether a node's demand does, and if it will not for ever, until when.
+func (p *presence) counts(d *store.Demand, now time.Time) (until time.Time, ok bool) {
+	if p == nil || !p.known || p.live[d.Node] || d.Seen.IsZero() {
+		return time.Time{}, true
+	}
+	until = d.Seen.Add(absence)
+	return until, now.Before(until)
+}
+
+// agrees reports whether a node has a say in whether all agree: those that are live do.
+func (p *presence) agrees(node string) bool { return p == nil || !p.known || p.live[node] }
 
 // wish is what one node's haproxy.cfg wants of one certificate.
 type wish struct {
 	node  string
 	since time.Time
 	spec  store.Spec
+	live  bool
 }
 
-// merge makes of every node's demand what is wanted, and returns the records that change. Rules: what all nodes agree on is
-// wanted at once, and so is a certificate that nobody asked for before; where they differ, the union of the names
+// sight is when this process learned of a node's present demand.
+type sight struct {
+	since   time.Time // of the demand
+	at      time.Time
+	changed bool // it was another one before
+}
+
+// note remembers when a demand came. Clocks of nodes may be wrong; ours tells at least how long we know it.
+func (x *index) note(d *store.Demand, now time.Time) {
+	if old, known := x.seen[d.Node]; !known || !old.since.Equal(d.Since) {
+		x.seen[d.Node] = sight{d.Since, now, known}
+	}
+}
+
+// stoodSince is since when a demand has been as it is.
+func (x *index) stoodSince(d *store.Demand) time.Time {
+	s, known := x.seen[d.Node]
+	if known && (s.changed || d.Since.After(s.at)) {
+		return s.at
+	}
+	return d.Since
+}
+
+// merge makes of every node's demand what is wanted, and returns the records that change. Rules: what all live nodes agree on
+// is wanted at once, and so is a certificate that nobody asked for before; where they differ, the union of the names
 // with the newest one's options is wanted once they have stood still; a union that no CA would issue is not, the newest
-// valid wish is. Whom nobody asks for any more loses its sources and nothing else. again is when to merge again at the
-// latest, zero for not at all.
-func (x *index) merge(now time.Time) (changed []*store.Wanted, again time.Time) {
-	wishes := x.wishes()
+// valid wish is. The demand of a node that is gone counts for seven days more. Whom nobody asks for any more loses its
+// sources and nothing else. again is when to merge again at the latest, zero for not at all.
+func (x *index) merge(now time.Time, nodes *presence) (changed []*store.Wanted, again time.Time) {
+	wishes, again := x.wishes(now, nodes)
 	for _, name := range slices.Sorted(maps.Keys(wishes)) {
 		old := x.wanted[name]
-		w, hold := merged(name, old, wishes[name], now)
-		if !hold.IsZero() && (again.IsZero() || hold.Before(again)) {
-			again = hold
+		var names []string
+		if nodes != nil {
+			names = x.recent(name, now)
 		}
+		w, hold := merged(name, old, x.issued[name], names, wishes[name], now)
+		again = sooner(again, hold)
 		if w != nil {
 			changed = append(changed, w)
 		}
@@ -44,31 +96,49 @@ func (x *index) merge(now time.Time) (changed []*store.Wanted, again time.Time) 
 	for _, name := range slices.Sorted(maps.Keys(x.wanted)) {
 		if w := x.wanted[name]; len(w.Sources) > 0 && len(wishes[name]) == 0 {
 			dropped := *w
-			dropped.Sources = nil
+			dropped.Sources, dropped.Note = nil, ""
 			changed = append(changed, &dropped)
 		}
 	}
 	return changed, again
 }
 
-// wishes sorts the demand by certificate, newest first.
-func (x *index) wishes() map[string][]wish {
-	all := map[string][]wish{}
+// wishes sorts the demand by certificate, newest first, and says when the first of it counts no longer.
+func (x *index) wishes(now time.Time, nodes *presence) (all map[string][]wish, again time.Time) {
+	all = map[string][]wish{}
 	for _, node := range slices.Sorted(maps.Keys(x.demands)) {
 		d := x.demands[node]
+		until, counts := nodes.counts(d, now)
+		if !counts {
+			continue
+		}
+		again = sooner(again, until)
+		since, live := x.stoodSince(d), nodes.agrees(node)
+		if nodes != nil && !live {
+			again = sooner(again, now.Add(lookAgain)) // it may come back
+		}
 		for name, spec := range d.Certificates {
-			all[name] = append(all[name], wish{node, d.Since, spec})
+			all[name] = append(all[name], wish{node, since, spec, live})
 		}
 	}
 	for _, w := range all {
 		slices.SortStableFunc(w, func(a, b wish) int { return b.since.Compare(a.since) })
 	}
-	return all
+	return all, again
+}
+
+// recent is the names of a certificate that is young and did not fail since.
+func (x *index) recent(name string, now time.Time) []string {
+	have, a := x.issued[name], x.attempts[name]
+	if have == nil || now.Sub(have.issuedAt) > young || a != nil && a.Error != "" {
+		return nil
+	}
+	return have.domains
 }
 
 // merged returns the new record of one certificate, nil when it stays as it is; hold is when a change that has to
-// wait is due.
-func merged(name string, old *store.Wanted, wishes []wish, now time.Time) (w *store.Wanted, hold time.Time) {
+// wait is due. Names of recent stay in it when others come.
+func merged(name string, old *store.Wanted, have *facts, recent []string, wishes []wish, now time.Time) (w *store.Wanted, hold time.Time) {
 	n := store.Wanted{Name: name, Generation: 1}
 	if old != nil {
 		n = *old
@@ -78,124 +148,83 @@ func merged(name string, old *store.Wanted, wishes []wish, now time.Time) (w *st
 		n.Sources = append(n.Sources, wish.node)
 	}
 	slices.Sort(n.Sources)
-	spec, agreed := union(wishes)
+	var spec store.Spec
+	var agreed bool
+	spec, agreed, n.Note = union(wishes)
+	if recent != nil && !covers(recent, spec.Domains) {
+		spec = with(spec, recent)
+	}
 	switch {
 	case old == nil:
 		n.Spec = spec
 	case sameSpec(spec, old.Spec):
 	case agreed || len(old.Sources) == 0 || now.Sub(wishes[0].since) >= settled:
 		n.Spec = spec
-		n.Generation++
+		if have == nil || !covers(have.domains, spec.Domains) || !sameOptions(spec, old.Spec) {
+			n.Generation++
+		}
 	default:
 		hold = wishes[0].since.Add(settled)
+		n.Note = strings.Trim(n.Note+"; the nodes ask for different names: a change is ordered when they agree or have stood still for "+
+			"10 minutes", "; ")
 	}
-	if old != nil && sameSpec(n.Spec, old.Spec) && slices.Equal(n.Sources, old.Sources) {
+	if old != nil && sameSpec(n.Spec, old.Spec) && slices.Equal(n.Sources, old.Sources) && n.Note == old.Note {
 		return nil, hold
 	}
 	return &n, hold
 }
 
-// union is what the wishes come to, and whether they are one.
-func union(wishes []wish) (spec store.Spec, agreed bool) {
-	spec, agreed = wishes[0].spec, true
-	all := spec
-	all.Domains = slices.Clone(spec.Domains)
+// union is what the wishes come to, whether those of live nodes are one, and what is to be said of the others.
+func union(wishes []wish) (spec store.Spec, agreed bool, note string) {
+	newest := wishes[0]
+	spec = newest.spec
+	all := with(spec, nil)
 	for _, w := range wishes[1:] {
-		agreed = agreed && sameSpec(w.spec, spec)
+		if note == "" && !sameOptions(w.spec, spec) {
+			note = fmt.Sprintf("%s and %s ask for different options: those of %[1]s, which are newer, are used", newest.node, w.node)
+		}
 		for _, d := range w.spec.Domains {
 			if !slices.Contains(all.Domains, d) {
 				all.Domains = append(all.Domains, d)
 			}
 		}
 	}
+	agreed = agree(wishes)
 	if all.Validate() == nil {
-		return all, agreed
+		return all, agreed, note
 	}
-	return spec, agreed
+	return spec, agreed, fmt.Sprintf("what the nodes ask for does not go into one certificate: that of %s, which is newest, is used", newest.node)
+}
+
+// agree reports whether the live ones among the wishes are one; with none live, whether all are.
+func agree(wishes []wish) bool {
+	live := slices.DeleteFunc(slices.Clone(wishes), func(w wish) bool { return !w.live })
+	if len(live) == 0 {
+		live = wishes
+	}
+	return !slices.ContainsFunc(live, func(w wish) bool { return !sameSpec(w.spec, live[0].spec) })
+}
+
+// with returns spec with further names, if that is valid.
+func with(spec store.Spec, more []string) store.Spec {
+	all := spec
+	all.Domains = slices.Clone(spec.Domains)
+	for _, d := range more {
+		if !slices.Contains(all.Domains, d) {
+			all.Domains = append(all.Domains, d)
+		}
+	}
+	if len(more) > 0 && all.Validate() != nil {
+		return spec
+	}
+	return all
 }
 
 // sameSpec compares what a certificate depends on; the order of the names does not count.
 func sameSpec(a, b store.Spec) bool {
-	return covers(a.Domains, b.Domains) && covers(b.Domains, a.Domains) && a.Challenge == b.Challenge && a.DNS == b.DNS &&
-		a.Profile == b.Profile && a.KeyType == b.KeyType && a.CA == b.CA
+	return covers(a.Domains, b.Domains) && covers(b.Domains, a.Domains) && sameOptions(a, b)
 }
 
-// carryOut returns what a request comes to: the operations, or why it is refused, in words for the operator.
-func (x *index) carryOut(r *store.Request, now time.Time) (ops []store.Op, refused error) {
-	switch r.Op {
-	case store.RequestIssue:
-		return x.issue(r)
-	case store.RequestRenew:
-		return x.renew(r, now)
-	case store.RequestRemove:
-		return x.remove(r)
-	}
-	return nil, fmt.Errorf("request %q: not understood by this version; update the leader", r.Op)
-}
-
-func (x *index) issue(r *store.Request) ([]store.Op, error) {
-	old := x.wanted[r.Certificate]
-	if old == nil {
-		w := &store.Wanted{Name: r.Certificate, Spec: r.Spec, Generation: 1, IssuedByHand: true}
-		return []store.Op{store.Put(w)}, nil
-	}
-	w := *old
-	w.IssuedByHand = true
-	if !sameSpec(r.Spec, old.Spec) {
-		if nodes := x.askedBy(r.Certificate); len(nodes) > 0 {
-			return nil, fmt.Errorf("issue %s: haproxy.cfg of %s asks for it with other words; change SPOACME_CERT_%[1]s there",
-				r.Certificate, nodes)
-		}
-		w.Spec = r.Spec
-		w.Generation++
-	}
-	return append(x.unlock(r.Certificate), store.Put(&w)), nil
-}
-
-func (x *index) renew(r *store.Request, now time.Time) ([]store.Op, error) {
-	old := x.wanted[r.Certificate]
-	switch {
-	case old == nil:
-		return nil, fmt.Errorf("renew %s: no certificate of this name is wanted; see status for those that are", r.Certificate)
-	case !active(old):
-		return nil, fmt.Errorf("renew %s: nobody asks for it any more; add it to SPOACME_CERTS, or issue it", r.Certificate)
-	}
-	w := *old
-	w.RenewAsked = now.UTC()
-	return append(x.unlock(r.Certificate), store.Put(&w)), nil
-}
-
-func (x *index) remove(r *store.Request) ([]store.Op, error) {
-	if nodes := x.askedBy(r.Certificate); len(nodes) > 0 {
-		return nil, fmt.Errorf("remove %s: haproxy.cfg of %s asks for it; take it out of SPOACME_CERTS there first", r.Certificate, nodes)
-	}
-	if x.wanted[r.Certificate] == nil && x.issued[r.Certificate] == nil {
-		return nil, fmt.Errorf("remove %s: there is no certificate of this name", r.Certificate)
-	}
-	var ops []store.Op
-	for _, kind := range []store.Kind{store.KindWanted, store.KindIssued, store.KindOrder, store.KindAttempt, store.KindChallenges} {
-		ops = append(ops, store.Delete(store.Key{Kind: kind, Name: r.Certificate}))
-	}
-	return ops, nil
-}
-
-// askedBy names the nodes whose haproxy.cfg asks for a certificate; empty when none does.
-func (x *index) askedBy(name string) string {
-	var nodes []string
-	for node, d := range x.demands {
-		if _, ok := d.Certificates[name]; ok {
-			nodes = append(nodes, node)
-		}
-	}
-	slices.Sort(nodes)
-	return strings.Join(nodes, ", ")
-}
-
-// unlock lets a certificate be tried at once that is waiting after failures, unless the CA demanded the wait.
-func (x *index) unlock(name string) []store.Op {
-	a := x.attempts[name]
-	if a == nil || a.Limited {
-		return nil
-	}
-	return []store.Op{store.Delete(a.Key())}
+func sameOptions(a, b store.Spec) bool {
+	return a.Challenge == b.Challenge && a.DNS == b.DNS && a.Profile == b.Profile && a.KeyType == b.KeyType && a.CA == b.CA
 }

@@ -24,7 +24,7 @@ func many(prefix string, n int) []string {
 func TestMerged(t *testing.T) {
 	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
 	old := &store.Wanted{Name: "shop", Generation: 3, Sources: []string{"a"}, Spec: spec("a.example", "b.example")}
-	by := func(node string, ago time.Duration, s store.Spec) wish { return wish{node, now.Add(-ago), s} }
+	by := func(node string, ago time.Duration, s store.Spec) wish { return wish{node, now.Add(-ago), s, true} }
 	profile := spec("a.example", "b.example")
 	profile.Profile = "shortlived"
 	for _, c := range []struct {
@@ -52,7 +52,7 @@ func TestMerged(t *testing.T) {
 		{"a union that needs dns-01", old, []wish{by("b", time.Hour, spec("c.example")), by("a", day, store.Spec{
 			Domains: []string{"*.example"}, Challenge: "dns-01", DNS: "route53"})}, "4 [a b] [c.example] ", 0},
 	} {
-		w, hold := merged("shop", c.old, c.wishes, now)
+		w, hold := merged("shop", c.old, nil, nil, c.wishes, now)
 		got := ""
 		if w != nil {
 			got = fmt.Sprint(w.Generation, " ", w.Sources, " ", w.Spec.Domains, " ", w.Spec.Profile)
@@ -71,11 +71,11 @@ func TestMergeWithdraws(t *testing.T) {
 	x.wanted["gone"] = &store.Wanted{Name: "gone", Generation: 1, Sources: []string{"a"}, Spec: spec("a.example")}
 	x.wanted["hand"] = &store.Wanted{Name: "hand", Generation: 1, IssuedByHand: true, Spec: spec("b.example")}
 	x.partial = true
-	if changed, _ := x.merge(time.Now()); len(changed) != 0 {
+	if changed, _ := x.merge(time.Now(), nil); len(changed) != 0 {
 		t.Errorf("with an unreadable demand %v is withdrawn", changed)
 	}
 	x.partial = false
-	changed, _ := x.merge(time.Now())
+	changed, _ := x.merge(time.Now(), nil)
 	if len(changed) != 1 || changed[0].Name != "gone" || len(changed[0].Sources) != 0 || changed[0].Generation != 1 {
 		t.Errorf("changed %+v", changed)
 	}

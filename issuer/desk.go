@@ -23,6 +23,7 @@ type desk struct {
 	said       map[string]bool               // warnings that were given already
 	merged     bool                          // demand and wanted are as the last merge left them
 	mergeAt    time.Time                     // when a change that has to wait is due; zero for none
+	offersAt   time.Time                     // when to look at offers; zero for not
 }
 
 // outage is a CA, or our account there, that fails for every certificate alike.
@@ -54,8 +55,11 @@ func (t *term) pass(ctx context.Context) (next time.Time, err error) {
 	if err := t.merge(ctx, now); err != nil {
 		return next, err
 	}
+	if err := t.takeOffers(ctx, now); err != nil {
+		return next, err
+	}
 	next, err = t.start(ctx, now)
-	return sooner(next, t.mergeAt), err
+	return sooner(sooner(next, t.mergeAt), t.offersAt), err
 }
 
 // merge brings what is wanted into step with the demand, when either has changed or a change has waited long enough.
@@ -63,7 +67,7 @@ func (t *term) merge(ctx context.Context, now time.Time) error {
 	if t.merged && (t.mergeAt.IsZero() || t.mergeAt.After(now)) {
 		return nil
 	}
-	wanted, again := t.index.merge(now)
+	wanted, again := t.index.merge(now, t.presence(ctx))
 	var ops []store.Op
 	for _, w := range wanted {
 		ops = append(ops, store.Put(w))
@@ -103,6 +107,9 @@ func (t *term) learn(ctx context.Context) error {
 		delete(t.pending.keys, k)
 	}
 	t.pending.all = false
+	if n.offers {
+		t.offersAt = time.Now()
+	}
 	for len(t.pending.outcomes) > 0 {
 		if err := t.settle(ctx, t.pending.outcomes[0]); err != nil {
 			return err

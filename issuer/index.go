@@ -32,6 +32,7 @@ type index struct {
 	requests   map[string]store.Entry
 	unreadable map[string]string // error by key or, from a listing, by its own text
 	partial    bool              // some demand can't be read: nobody's demand is withdrawn
+	seen       map[string]sight  // when each node's demand came
 }
 
 type orderFacts struct{ ca, url string }
@@ -41,6 +42,7 @@ func newIndex() *index {
 		wanted: map[string]*store.Wanted{}, issued: map[string]*facts{}, orders: map[string]orderFacts{},
 		attempts: map[string]*store.Attempt{}, budgets: map[string]*store.Budget{}, challenges: map[string]uint64{},
 		demands: map[string]*store.Demand{}, requests: map[string]store.Entry{}, unreadable: map[string]string{},
+		seen: map[string]sight{},
 	}
 }
 
@@ -61,6 +63,7 @@ func (x *index) put(r store.Record, rev store.Revision) {
 		x.challenges[r.Name] = r.Generation
 	case *store.Demand:
 		x.demands[r.Node] = r
+		x.note(r, time.Now())
 	case *store.Request:
 		x.requests[r.ID] = store.Entry{Key: r.Key(), Record: r, Revision: rev}
 	}
@@ -101,6 +104,7 @@ func (x *index) apply(ops []store.Op) {
 // load reads everything anew. On an error the index is as it was.
 func (x *index) load(ctx context.Context, s store.Store) error {
 	n := newIndex()
+	n.seen = maps.Clone(x.seen)
 	for _, kind := range kept {
 		l, err := s.List(ctx, kind)
 		if err != nil {

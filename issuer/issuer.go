@@ -10,6 +10,7 @@
 package issuer
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -68,6 +69,16 @@ type Config struct {
 	Store store.Store
 	Settings
 
+	// Fleet is the other nodes; nil for a node on its own.
+	Fleet Fleet
+
+	// Disk returns what this node has on disk under a certificate's name, nil when it has nothing or just what has the
+	// given fingerprint. It may be nil.
+	Disk func(ctx context.Context, name, fingerprint string) (*store.Bundle, error)
+
+	// Copy is what KeepCopy keeps; it may be nil.
+	Copy store.Store
+
 	// Barrier is how long an order waits for nodes that have not its tokens yet; 5 s when zero.
 	Barrier time.Duration
 
@@ -88,6 +99,9 @@ type Config struct {
 // Issuer obtains and renews certificates while it leads.
 type Issuer struct {
 	store     store.Store
+	fleet     Fleet
+	disk      func(ctx context.Context, name, fingerprint string) (*store.Bundle, error)
+	copy      store.Store
 	barrier   time.Duration
 	maxOrders int
 	agent     string
@@ -106,7 +120,7 @@ func New(cfg Config) (*Issuer, error) {
 		return nil, errors.New("configure the issuer: a store is required")
 	}
 	i := &Issuer{
-		store: cfg.Store, barrier: cfg.Barrier, maxOrders: cfg.MaxOrders, agent: cfg.UserAgent, jitter: cfg.Jitter, log: cfg.Logger,
+		store: cfg.Store, fleet: cfg.Fleet, disk: cfg.Disk, copy: cfg.Copy, barrier: cfg.Barrier, maxOrders: cfg.MaxOrders, agent: cfg.UserAgent, jitter: cfg.Jitter, log: cfg.Logger,
 		metrics: newMetrics(), changed: make(chan struct{}),
 	}
 	if i.barrier <= 0 {

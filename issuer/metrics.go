@@ -12,6 +12,7 @@ type metrics struct {
 	requests *prometheus.HistogramVec
 	next     *prometheus.GaugeVec
 	missing  prometheus.Counter
+	regained prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -35,11 +36,13 @@ func newMetrics() *metrics {
 			[]string{"certificate"}),
 		missing: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "spoacme_issuer_barrier_missed_total", Help: "Publications of tokens that some node had not confirmed in time."}),
+		regained: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "spoacme_issuer_regained_total", Help: "Certificates that the store had lost and that were taken back."}),
 	}
 }
 
 // Metrics returns the collectors for the program to register.
 func (i *Issuer) Metrics() []prometheus.Collector {
 	m := i.metrics
-	return []prometheus.Collector{m.leading, m.inFlight, m.orders, m.seconds, m.requests, m.next, m.missing}
+	return []prometheus.Collector{m.leading, m.inFlight, m.orders, m.seconds, m.requests, m.next, m.missing, m.regained}
 }

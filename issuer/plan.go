@@ -43,6 +43,15 @@ func (t *term) newPlan(ctx context.Context, name string, ca CA) (*plan, error) {
 	if p.why, err = t.reason(p, ca); err != nil {
 		return nil, err
 	}
+	if p.why != asked {
+		found, err := t.regain(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			return nil, errRegained
+		}
+	}
 	if p.wanted.Spec.Challenge == "dns-01" {
 		return nil, &failure{class: classRefused, err: errors.New("dns-01 is not built in; use http-01")}
 	}

@@ -53,6 +53,7 @@ type term struct {
 
 	publications chan publication
 	generation   uint64 // the publisher's
+	inquiries    chan inquiry
 	barriers     singleflight.Group
 
 	opening   singleflight.Group
@@ -71,6 +72,7 @@ type term struct {
 // news is what happened since the last pass.
 type news struct {
 	all      bool // anything may have changed
+	offers   bool // nodes may offer something
 	keys     map[store.Key]bool
 	outcomes []outcome
 }
@@ -95,10 +97,13 @@ func (i *Issuer) lead(ctx context.Context, lease store.Lease) error {
 	g, gctx := errgroup.WithContext(ctx)
 	t := &term{
 		Issuer: i, lease: lease, ctx: gctx,
-		publications: make(chan publication), clients: map[string]*client{}, wake: make(chan struct{}, 1),
+		publications: make(chan publication), inquiries: make(chan inquiry), clients: map[string]*client{}, wake: make(chan struct{}, 1),
 		desk: newDesk(),
 	}
 	t.news.keys = map[store.Key]bool{}
+	if err := t.reclaim(gctx); err != nil {
+		return err
+	}
 	if err := t.index.load(gctx, t.store); err != nil {
 		return fmt.Errorf("read the store: %w", err)
 	}
@@ -111,6 +116,11 @@ func (i *Issuer) lead(ctx context.Context, lease store.Lease) error {
 		}
 		return err
 	})
+	if t.fleet != nil {
+		g.Go(func() error { return t.asker(gctx) })
+		g.Go(func() error { return t.reseal(gctx) })
+		g.Go(func() error { return t.fleet.FollowOffers(gctx, t.offered) })
+	}
 	g.Go(func() error { return t.loop(gctx) })
 	err := g.Wait()
 	t.farewell()
@@ -127,6 +137,14 @@ func (t *term) changedKeys(keys []store.Key) {
 	for _, k := range keys {
 		t.news.keys[k] = true
 	}
+	t.newsMu.Unlock()
+	t.ring()
+}
+
+// offered notes that there are other offers.
+func (t *term) offered() {
+	t.newsMu.Lock()
+	t.news.offers = true
 	t.newsMu.Unlock()
 	t.ring()
 }

@@ -9,6 +9,9 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
+// storePause is how long a certificate waits when not even its failure could be stored.
+const storePause = 10 * time.Second
+
 // choose picks the CA for a new order: the first that is open, or after a failure that was no name's fault the next one. With
 // none open, at is when one may be.
 func (t *term) choose(settings *Settings, w *store.Wanted, a *store.Attempt, now time.Time) (ca CA, at time.Time) {
@@ -143,7 +146,7 @@ func (t *term) settle(ctx context.Context, o outcome) error {
 		t.issued(o)
 	case o.stopped:
 		t.log.Debug("order stopped", "certificate", o.name)
-	case errors.Is(o.err, errNothing):
+	case errors.Is(o.err, errNothing), errors.Is(o.err, errRegained):
 		return t.notTried(ctx, o, time.Second)
 	case errors.As(o.err, &later):
 		t.once("the clock of this machine or of the CA is wrong; nothing is renewed by it", o.ca)
@@ -229,6 +232,9 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 	}
 	if err := t.write(ctx, ops); err != nil {
 		return err
+	}
+	if kept := t.index.attempts[o.name]; kept == nil || !kept.Next.Equal(a.Next) { // the store did not take it
+		t.held[o.name] = now.Add(storePause)
 	}
 	t.metrics.orders.WithLabelValues(CAID(o.ca), f.class.String()).Inc()
 	t.metrics.next.WithLabelValues(o.name).Set(float64(a.Next.Unix()))

@@ -1,0 +1,277 @@
+package issuer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// copied is what a process that may lead keeps of the shared store for itself, in the order in which it is put back: the
+// account is last, because its absence is what tells that the store was lost.
+var copied = []store.Kind{store.KindWanted, store.KindOrder, store.KindIssued, store.KindAccount}
+
+// KeepCopy keeps account, open orders, certificates and what was issued by hand in a store of this process's own,
+// until ctx ends. A store that lacks an account that is in the copy was lost, or is an older one: then nothing of the
+// copy is given up.
+func KeepCopy(ctx context.Context, from, to store.Store, log *slog.Logger) error {
+	lease, err := to.Lead(ctx)
+	if err != nil {
+		return nil //nolint:nilerr // ctx ended
+	}
+	defer lease.Release()
+	k := &copier{from: from, to: to, lease: lease, log: log, keys: map[store.Key]bool{}, wake: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { k.run(ctx) })
+	return from.Follow(ctx, k.changed, copied...)
+}
+
+// copier brings news of one store into another.
+type copier struct {
+	from, to store.Store
+	lease    store.Lease
+	log      *slog.Logger
+	wake     chan struct{}
+
+	mu   sync.Mutex
+	all  bool
+	keys map[store.Key]bool
+}
+
+func (k *copier) changed(keys []store.Key) {
+	k.mu.Lock()
+	k.all = k.all || keys == nil
+	for _, key := range keys {
+		k.keys[key] = true
+	}
+	k.mu.Unlock()
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (k *copier) run(ctx context.Context) {
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+		}
+		k.mu.Lock()
+		all, keys := k.all, k.keys
+		k.all, k.keys = false, map[store.Key]bool{}
+		k.mu.Unlock()
+		err := k.bring(ctx, all, keys)
+		if err == nil {
+			failed = false
+			continue
+		}
+		if !failed && ctx.Err() == nil {
+			k.log.Warn("the copy of account and certificates is not up to date; trying again", "err", err)
+		}
+		failed = true
+		if sleep(ctx, 5*time.Second) != nil {
+			return
+		}
+		k.changed(nil)
+	}
+}
+
+func (k *copier) bring(ctx context.Context, all bool, keys map[store.Key]bool) error {
+	if !all {
+		for key := range keys {
+			if err := k.one(ctx, key); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	lost, err := lostAccounts(ctx, k.from, k.to)
+	if err != nil {
+		return err
+	}
+	for _, kind := range copied {
+		if err := k.kind(ctx, kind, len(lost) > 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one copies a record that may have changed.
+func (k *copier) one(ctx context.Context, key store.Key) error {
+	e, err := k.from.Get(ctx, key)
+	if errors.Is(err, store.ErrUnreadable) {
+		return nil
+	}
+	if err == nil {
+		return k.put(ctx, e.Record)
+	}
+	if !errors.Is(err, store.ErrAbsent) {
+		return err
+	}
+	lost, err := lostAccounts(ctx, k.from, k.to)
+	if err != nil || len(lost) > 0 {
+		return err
+	}
+	return k.commit(ctx, store.Delete(key))
+}
+
+// kind makes the copy of one kind as the original is. With keep nothing is given up.
+func (k *copier) kind(ctx context.Context, kind store.Kind, keep bool) error {
+	now, err := k.from.List(ctx, kind)
+	if err != nil {
+		return err
+	}
+	there := map[store.Key]bool{}
+	for _, e := range now.Entries {
+		there[e.Key] = true
+		if err := k.put(ctx, e.Record); err != nil {
+			return err
+		}
+	}
+	if keep || len(now.Unreadable) > 0 {
+		return nil
+	}
+	had, err := k.to.List(ctx, kind)
+	if err != nil {
+		return err
+	}
+	for _, e := range had.Entries {
+		if !there[e.Key] {
+			if err := k.commit(ctx, store.Delete(e.Key)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// put copies a record, but never a certificate over a better one.
+func (k *copier) put(ctx context.Context, r store.Record) error {
+	old, err := k.to.Get(ctx, r.Key())
+	if err == nil && sameRecord(old.Record, r) {
+		return nil
+	}
+	if c, ok := r.(*store.Certificate); ok {
+		b, bad := c.Bundle()
+		if bad != nil {
+			return nil //nolint:nilerr // it is nothing that anybody could use
+		}
+		if had, ok := old.Record.(*store.Certificate); ok && err == nil {
+			if held, _ := had.Bundle(); held != nil && b.Worse(held, time.Now()) != nil {
+				return nil
+			}
+		}
+	}
+	return k.commit(ctx, store.Put(r))
+}
+
+func (k *copier) commit(ctx context.Context, op store.Op) error {
+	return k.to.Commit(ctx, k.lease, nil, []store.Op{op})
+}
+
+// lostAccounts lists the accounts that are in the copy and not in the store.
+func lostAccounts(ctx context.Context, from, copy store.Store) ([]store.Entry, error) {
+	had, err := copy.List(ctx, store.KindAccount)
+	if err != nil || len(had.Entries) == 0 {
+		return nil, err
+	}
+	have, err := from.List(ctx, store.KindAccount)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(had.Entries, func(e store.Entry) bool {
+		_, there := slices.BinarySearchFunc(have.Entries, e.Key.Name, func(h store.Entry, name string) int { return cmp.Compare(h.Key.Name, name) })
+		return there || len(have.Unreadable) > 0
+	}), nil
+}
+
+// reclaim puts back what a lost store had and this process kept: the account, open orders, certificates, and what was
+// issued by hand. What nodes ask for comes back by itself.
+func (t *term) reclaim(ctx context.Context) error {
+	settings, _ := t.current()
+	if t.copy == nil || settings.NewAccount {
+		return nil
+	}
+	lost, err := lostAccounts(ctx, t.store, t.copy)
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	count := 0
+	for _, kind := range copied {
+		n, err := t.putBack(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("put back what the store lost: %w", err)
+		}
+		count += n
+	}
+	t.log.Warn("the store had lost the account: it is put back from this node's copy, with what else was lost", "records", count)
+	return nil
+}
+
+// putBack stores the records of a kind where there are none.
+func (t *term) putBack(ctx context.Context, kind store.Kind) (count int, err error) {
+	had, err := t.copy.List(ctx, kind)
+	if err != nil {
+		return 0, err
+	}
+	have, err := t.store.List(ctx, kind)
+	if err != nil || len(have.Unreadable) > 0 {
+		return 0, err
+	}
+	there := map[store.Key]bool{}
+	for _, e := range have.Entries {
+		there[e.Key] = true
+	}
+	var ops []store.Op
+	for _, e := range had.Entries {
+		if r := asReclaimed(e.Record, time.Now()); r != nil && !there[e.Key] {
+			ops = append(ops, store.Put(r))
+		}
+	}
+	for ops := range slices.Chunk(ops, reclaimAtOnce) {
+		if err := t.commit(ctx, nil, ops); err != nil {
+			return count, err
+		}
+		count += len(ops)
+	}
+	return count, nil
+}
+
+// reclaimAtOnce is how many records of the usual size fit into one commit.
+const reclaimAtOnce = 20
+
+// asReclaimed is a record as it is put back; nil for one that is not.
+func asReclaimed(r store.Record, now time.Time) store.Record {
+	switch r := r.(type) {
+	case *store.Wanted:
+		if !r.IssuedByHand {
+			return nil
+		}
+		c := *r
+		c.Sources, c.Note = nil, ""
+		return &c
+	case *store.Order:
+		if r.URL == "" || now.Sub(r.Started) > week {
+			return nil
+		}
+	case *store.Certificate:
+		if b, err := r.Bundle(); err != nil || b.Check(now, nil) != nil {
+			return nil
+		}
+	}
+	return r
+}
