@@ -20,6 +20,9 @@ var (
 	// ErrRefused means that nothing of a commit was written: a precondition does not hold, the
 	// lease has ended, or a limit is exceeded.
 	ErrRefused = errors.New("commit refused")
+	// ErrStorage comes with ErrRefused or ErrUnknown when the fault is that of the disk, or of whatever else the store is
+	// kept on, and not of what was to be written.
+	ErrStorage = errors.New("the store can't be written")
 	// ErrUnknown means that a commit may or may not have been written, wholly in either case.
 	// Read again before doing anything else.
 	ErrUnknown = errors.New("commit result unknown")

@@ -87,11 +87,37 @@ func (s *Store) write() {
 			if !written {
 				written = s.reported("write records", s.writeOut())
 				idle.Reset(s.quiet)
-			} else if !s.checkpoint() {
+			} else if !s.checkpoint() || s.Reachable() != nil && !s.probe() {
 				idle.Reset(s.quiet)
 			}
 		}
 	}
+}
+
+// storage keeps why a commit could not be written; nil when it could.
+func (s *Store) storage(err error) {
+	if err != nil {
+		err = fmt.Errorf("folder %s: %w: free space, or make it writable", s.dir, err)
+	}
+	s.unwritten.Store(&err)
+}
+
+// Reachable returns why the last commit could not be written; nil when it could. It is tried again by itself.
+func (s *Store) Reachable() error {
+	if err := s.unwritten.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// probe finds out whether the disk can be written again.
+func (s *Store) probe() bool {
+	err := s.ready()
+	if err == nil {
+		err = s.journal.append(nil)
+	}
+	s.storage(err)
+	return err == nil
 }
 
 // reported logs the first of several errors in a row and reports whether there is none.
@@ -133,8 +159,9 @@ func (s *Store) gather(r *request) []*request {
 // commitBatch answers every request.
 func (s *Store) commitBatch(requests []*request) {
 	if err := s.ready(); err != nil {
+		s.storage(err)
 		for _, r := range requests {
-			r.done <- store.Refusedf("%w", err)
+			r.done <- store.Refusedf("%w: %w", store.ErrStorage, err)
 		}
 		return
 	}
@@ -159,6 +186,7 @@ func (s *Store) commitBatch(requests []*request) {
 		if err = s.journal.append(writes); err == nil {
 			s.apply(written)
 		}
+		s.storage(err)
 	}
 	for _, r := range accepted {
 		if len(r.writes) == 0 {

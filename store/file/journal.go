@@ -124,6 +124,7 @@ func (j *journal) append(writes []store.Write) error {
 		j.seq++
 		return nil
 	}
+	err = fmt.Errorf("%w: %w", store.ErrStorage, err)
 	if now, statErr := j.f.Stat(); statErr == nil && now.Size() == j.size {
 		return store.Refusedf("write journal: %w", err)
 	}

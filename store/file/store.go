@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,12 +60,13 @@ type Store struct {
 	pending map[store.Key][]byte // in the journal, but not yet a file; nil: not yet deleted
 
 	// What follows belongs to the writer.
-	applying sync.RWMutex // held while files are written
-	journal  journal
-	dirty    map[store.Key]bool // written, but not yet synced
-	failing  bool               // the last checkpoint did
-	fault    faultFunc
-	quiet    time.Duration
+	applying  sync.RWMutex // held while files are written
+	journal   journal
+	unwritten atomic.Pointer[error] // see Reachable; may be read by others
+	dirty     map[store.Key]bool    // written, but not yet synced
+	failing   bool                  // the last checkpoint did
+	fault     faultFunc
+	quiet     time.Duration
 
 	queue   chan *request
 	closing chan struct{}
