@@ -52,6 +52,14 @@ func (r *records) run(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
+// reachable returns why the store can't be used now.
+func (r *records) reachable() error {
+	if s, ok := r.Store.(interface{ Reachable() error }); ok {
+		return s.Reachable()
+	}
+	return nil
+}
+
 // loadKeys reads the keysets. There is no default key: private keys are sealed, or plain by a word of the operator.
 func loadKeys(s settings.Settings) (*seal.Keys, error) {
 	switch {
