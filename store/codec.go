@@ -76,10 +76,21 @@ func Encode(r Record, s Sealer) ([]byte, error) {
 func Decode(key Key, b []byte, s Sealer) (Record, error) {
 	r, err := decode(key, b, s)
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrUnreadable, key, err)
+		return nil, &UnreadableError{Key: key, Err: err}
 	}
 	return r, nil
 }
+
+// UnreadableError is an ErrUnreadable that says which record it is about.
+type UnreadableError struct {
+	Key Key
+	Err error
+}
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("%v %s: %v", ErrUnreadable, e.Key, e.Err)
+}
+func (e *UnreadableError) Unwrap() []error { return []error{ErrUnreadable, e.Err} }
 
 func decode(key Key, b []byte, s Sealer) (Record, error) {
 	if len(b) > MaxRecordBytes {

@@ -24,10 +24,10 @@ type catalog struct {
 	changed func(names []string) // certificates that were issued or removed; nil for "any"
 	read    chan struct{}        // closed when everything was read once
 
-	mu         sync.RWMutex
-	loaded     bool
-	records    map[store.Key]store.Record
-	unreadable []error
+	mu      sync.RWMutex
+	loaded  bool
+	records map[store.Key]store.Record
+	bad     map[string]error // what can't be read, by key
 }
 
 // catalogued are the kinds that the catalog holds. An edge may not read orders.
@@ -40,7 +40,7 @@ func catalogued(role string) []store.Kind {
 }
 
 func newCatalog(st store.Store, role string, log *slog.Logger, changed func([]string)) *catalog {
-	return &catalog{store: st, kinds: catalogued(role), log: log, changed: changed, read: make(chan struct{}), records: map[store.Key]store.Record{}}
+	return &catalog{store: st, kinds: catalogued(role), log: log, changed: changed, read: make(chan struct{}), records: map[store.Key]store.Record{}, bad: map[string]error{}}
 }
 
 // Run keeps the catalog as the store is, until ctx ends.
@@ -76,6 +76,7 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 			c.put(k, nil)
 		case errors.Is(err, store.ErrUnreadable):
 			c.log.Error("a record can't be read; what is known of it stays in force", "err", err)
+			c.spoilt(k, err)
 		default:
 			return err
 		}
@@ -86,8 +87,7 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 
 // reload reads everything. A record that can't be read keeps its last good form.
 func (c *catalog) reload(ctx context.Context) error {
-	fresh := map[store.Key]store.Record{}
-	var unreadable []error
+	fresh, bad := map[store.Key]store.Record{}, map[string]error{}
 	for _, kind := range c.kinds {
 		l, err := c.store.List(ctx, kind)
 		if err != nil {
@@ -96,17 +96,24 @@ func (c *catalog) reload(ctx context.Context) error {
 		for _, e := range l.Entries {
 			fresh[e.Key] = strip(e.Record)
 		}
-		unreadable = append(unreadable, l.Unreadable...)
+		for _, err := range l.Unreadable {
+			key := err.Error()
+			if u, ok := errors.AsType[*store.UnreadableError](err); ok {
+				key = u.Key.String()
+				if old, known := c.record(u.Key); known {
+					fresh[u.Key] = old
+				}
+			}
+			bad[key] = err
+			c.log.Error("a record can't be read; what is known of it stays in force", "err", err)
+		}
 	}
 	c.mu.Lock()
 	if !c.loaded {
 		close(c.read)
 	}
-	c.records, c.unreadable, c.loaded = fresh, unreadable, true
+	c.records, c.bad, c.loaded = fresh, bad, true
 	c.mu.Unlock()
-	for _, err := range unreadable {
-		c.log.Error("a record was skipped", "err", err)
-	}
 	c.announce(nil)
 	return nil
 }
@@ -114,11 +121,25 @@ func (c *catalog) reload(ctx context.Context) error {
 func (c *catalog) put(k store.Key, r store.Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.bad, k.String())
 	if r == nil {
 		delete(c.records, k)
 		return
 	}
 	c.records[k] = r
+}
+
+func (c *catalog) spoilt(k store.Key, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bad[k.String()] = err
+}
+
+func (c *catalog) record(k store.Key) (store.Record, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	r, ok := c.records[k]
+	return r, ok
 }
 
 // announce tells which certificates HAProxy should have now.
@@ -192,7 +213,16 @@ func (c *catalog) knows(name string) bool {
 func (c *catalog) state() (loaded bool, unreadable []error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.loaded, slices.Clone(c.unreadable)
+	for _, key := range slices.Sorted(maps.Keys(c.bad)) {
+		unreadable = append(unreadable, c.bad[key])
+	}
+	return c.loaded, unreadable
+}
+
+// issued returns what is known of a stored certificate, nil when there is none.
+func (c *catalog) issued(name string) *store.Certificate {
+	r, _ := lookup[*store.Certificate](c, store.KindIssued, name)
+	return r
 }
 
 // names returns the certificates that are issued.

@@ -33,6 +33,7 @@ type client struct {
 	addr    address
 	log     *slog.Logger
 	metrics *metrics
+	contact contact
 }
 
 func newClient(addr address, getenv func(string) string, log *slog.Logger, m *metrics) (*client, error) {
@@ -63,6 +64,7 @@ type call struct {
 	c      *client
 	what   string
 	status int
+	local  bool // the agent answers it alone: that says nothing of Consul
 }
 
 func (c *client) begin(ctx context.Context, timeout time.Duration, what string) *call {
@@ -76,10 +78,11 @@ func (c *client) begin(ctx context.Context, timeout time.Duration, what string) 
 func (k *call) read(err error) error {
 	k.cancel()
 	k.c.metrics.called(err)
-	if err == nil {
-		return nil
+	if err != nil {
+		err = k.explain(err)
 	}
-	return k.explain(err)
+	k.noteContact(err)
+	return err
 }
 
 // written ends a call that changes something: its error wraps errNotDone when nothing was changed.
@@ -87,14 +90,17 @@ func (k *call) written(err error) error {
 	k.cancel()
 	k.c.metrics.called(err)
 	if err == nil {
+		k.noteContact(nil)
 		return nil
 	}
+	why := k.explain(err)
+	k.noteContact(why)
 	var dial *net.OpError
 	refused := k.status >= 400 && k.status < 500 && k.status != http.StatusRequestTimeout
 	if refused || k.status == 0 && errors.As(err, &dial) && dial.Op == "dial" {
-		return fmt.Errorf("%w: %w", errNotDone, k.explain(err))
+		return fmt.Errorf("%w: %w", errNotDone, why)
 	}
-	return k.explain(err)
+	return why
 }
 
 func (k *call) explain(err error) error {

@@ -24,7 +24,9 @@ func (s *Store) SetHealth(problem string) {
 	if problem != "" {
 		h = health{api.HealthWarning, problem}
 	}
-	s.health.Store(&h)
+	if old := s.health.Swap(&h); old != nil && *old == h {
+		return
+	}
 	select {
 	case s.healthChanged <- struct{}{}:
 	default:
@@ -60,6 +62,7 @@ func (s *Store) registerService(ctx context.Context) {
 func (s *Store) reportHealth(ctx context.Context, id string, registered *bool) error {
 	if !*registered {
 		k := s.c.begin(ctx, callTimeout, "register service "+id)
+		k.local = true
 		err := s.c.api.Agent().ServiceRegisterOpts(&api.AgentServiceRegistration{
 			ID: id, Name: serviceName, Tags: []string{string(s.cfg.Role)},
 			Meta: map[string]string{"node": s.cfg.Node, "prefix": s.keys.prefix},
@@ -78,6 +81,7 @@ func (s *Store) reportHealth(ctx context.Context, id string, registered *bool) e
 		h = &health{api.HealthPassing, "started"}
 	}
 	k := s.c.begin(ctx, callTimeout, "report the health of service "+id)
+	k.local = true
 	err := k.written(s.c.api.Agent().UpdateTTLOpts(id, h.text, h.status, k.options(0)))
 	if err != nil {
 		*registered = false // the agent may have forgotten it
