@@ -109,7 +109,7 @@ func gather(in Input) map[string]*facts {
 func certificate(name string, f *facts, now time.Time, reachable bool) CertificateView {
 	c := CertificateView{Name: name, Served: f.served, Nodes: Nodes{All: 1}}
 	if f.wanted != nil {
-		c.Domains = f.wanted.Spec.Domains
+		c.Domains, c.Note = f.wanted.Spec.Domains, clean(f.wanted.Note, maxError)
 	}
 	if f.issued != nil {
 		if f.wanted == nil {

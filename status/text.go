@@ -152,6 +152,9 @@ func troubles(b *strings.Builder, v View) {
 		if c.Error != "" {
 			say(c.Name, c.Error)
 		}
+		if c.Note != "" {
+			say(c.Name, c.Note)
+		}
 	}
 	for _, n := range v.Fleet {
 		if n.Name == v.Node {

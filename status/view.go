@@ -101,6 +101,8 @@ type CertificateView struct {
 	Failures    int       `json:"failures,omitempty"` // in a row
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
 	Nodes       Nodes     `json:"nodes"`
+	// Note says how the nodes' haproxy.cfg disagree on it; empty when they do not.
+	Note string `json:"note,omitempty"`
 }
 
 // Stored is the certificate in the store.

@@ -43,7 +43,8 @@ type sidecar struct {
 	catalog *catalog
 	tokens  *tokens
 	removal *removal
-	fleet   *fleet // nil without a fleet
+	fleet   *fleet        // nil without a fleet
+	shelf   *issuer.Shelf // nil without a fleet
 	table   *spoa.Table
 	agent   *spoa.Agent
 	engine  chan struct{} // a new HAProxy process said HELLO: read the settings
@@ -60,7 +61,9 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 		runner: r, log: r.log, set: s, hap: r.hap, store: st, table: new(spoa.Table),
 		engine: make(chan struct{}, 1), poked: make(chan struct{}, 1), metrics: prometheus.NewRegistry(),
 	}
+	st.keepCopy(s, r.log)
 	sc.catalog = newCatalog(st, s.Role, r.log, sc.poke)
+	sc.shelf = sc.newShelf()
 	if st.fleet != nil {
 		sc.fleet = newFleet(st.fleet, r.log, s.Node, sc.view, sc.poke)
 	}
@@ -82,6 +85,9 @@ func (sc *sidecar) poke(names []string) {
 	if sc.hap != nil {
 		sc.hap.Poke(names...)
 	}
+	if sc.shelf != nil {
+		sc.shelf.Poke(names...)
+	}
 }
 
 // reached reports whether HAProxy would ask the agent now. A HAProxy that has no such backend, or does not check it, would.
@@ -98,7 +104,9 @@ func (sc *sidecar) newIssuer(s settings.Settings) (*issuer.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return issuer.New(issuer.Config{Store: sc.store, Settings: is, UserAgent: "spoacme/" + buildVersion(), Logger: sc.log})
+	c := issuer.Config{Store: sc.store, Settings: is, UserAgent: "spoacme/" + buildVersion(), Logger: sc.log}
+	sc.rescue(&c)
+	return issuer.New(c)
 }
 
 // issuerSettings is the part of the settings that the issuer takes while it runs.
@@ -231,6 +239,7 @@ func (sc *sidecar) lead(ctx context.Context) error {
 func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return sc.catalog.Run(ctx) })
 	g.Go(func() error { return sc.watchSettings(ctx) })
+	sc.keep(ctx, g)
 	if sc.set.Role != roleEdge {
 		g.Go(func() error { return sc.lead(ctx) })
 	}
@@ -285,17 +294,18 @@ const settingsEvery = time.Second
 
 // watchSettings reads the settings again for every new HAProxy process, and applies them.
 func (sc *sidecar) watchSettings(ctx context.Context) error {
-	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node}
+	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node, alone: sc.fleet == nil}
 	current, stored := sc.set, false
 	var seen dataplane.Process
 	tick := time.NewTicker(settingsEvery)
 	defer tick.Stop()
 	for {
-		if !stored {
+		if !stored || d.stale() {
 			err := d.want(ctx, current)
-			if stored = err == nil; !stored && ctx.Err() == nil {
+			if err != nil && !stored && ctx.Err() == nil {
 				sc.log.Error("trying again", "err", err)
 			}
+			stored = stored || err == nil
 		}
 		select {
 		case <-ctx.Done():

@@ -21,6 +21,7 @@ import (
 type records struct {
 	store.Store
 	fleet *consul.Store // nil for a directory
+	copy  store.Store   // this process's own, of what must not be lost; may be nil
 	close func() error
 }
 
@@ -30,7 +31,7 @@ func openStore(s settings.Settings, log *slog.Logger) (*records, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &records{st, nil, st.Close}, nil
+		return &records{Store: st, close: st.Close}, nil
 	}
 	keys, err := loadKeys(s)
 	if err != nil {
@@ -42,7 +43,7 @@ func openStore(s settings.Settings, log *slog.Logger) (*records, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &records{st, st, func() error { return nil }}, nil
+	return &records{Store: st, fleet: st, close: func() error { return nil }}, nil
 }
 
 // run keeps this node in its fleet, if there is one.
