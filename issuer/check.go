@@ -22,6 +22,10 @@ func (f *flow) fetch(ctx context.Context, order acme.ExtendedOrder) error {
 		return err
 	}
 	cert, err := f.check(chain)
+	var late *failure
+	if errors.As(err, &late) {
+		return late
+	}
 	if err != nil {
 		return &failure{class: classRefused, gone: true, err: fmt.Errorf("refuse the CA's certificate: %w", err)}
 	}
@@ -34,6 +38,9 @@ func (f *flow) check(chain []byte) (*store.Certificate, error) {
 	b, err := store.ParseBundle(chain, f.rec.Private.Reveal())
 	if err != nil {
 		return nil, err
+	}
+	if f.plan.why == recorded && !f.ca.now().Before(b.NotAfter) { // nobody was there to fetch it: not the CA's fault
+		return nil, &failure{class: classUnavailable, gone: true, err: fmt.Errorf("it expired at %s, before it was fetched", b.NotAfter)}
 	}
 	if err := b.Check(f.ca.now(), f.rec.Spec.Domains); err != nil {
 		return nil, err
