@@ -86,11 +86,11 @@ func TestWrongCertificates(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	c.restarts(c.crtDir())
+	c.restarts()
 }
 
 // restarts demands that HAProxy starts with the files as they are.
-func (c *scene) restarts(string) {
+func (c *scene) restarts() {
 	c.t.Helper()
 	if _, err := c.h.Check(c.t.Context()); err != nil {
 		c.t.Error(err)
