@@ -9,7 +9,7 @@
 # make test-unit    the tests that need no server, with the race detector
 # make test-servers the tests against real servers
 # make test-docker  the image and the compose file, run for real; needs Docker
-# make tools        what tests, demo and benchmark need, below .tools/
+# make tools        what the tests need, below .tools/
 # make clean        removes all that was built here, the tools too
 
 SHELL := /bin/bash
@@ -34,7 +34,7 @@ demo:
 	@integration/tools/step.sh 'build the demo' $(BUILD) -o $(TOOLS)/bin/demo ./integration/demo
 	@exec $(TOOLS)/bin/demo bin/spoacme
 
-tools: tools-haproxy tools-pebble tools-lego tools-chromium tools-consul
+tools: tools-haproxy tools-pebble tools-chromium tools-consul
 
 # Several versions of HAProxy, each with its own libraries: make tools-haproxy HAPROXY_VERSIONS=2.6
 tools-haproxy:
@@ -79,7 +79,7 @@ test-docker:
 	integration/tools/images.sh
 	go test -tags docker -count=1 -timeout 15m -run '^TestCompose$$' ./integration
 
-bench: tools
+bench: tools tools-lego
 	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench
 
 lint: tools-lint
