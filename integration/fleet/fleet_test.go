@@ -19,7 +19,8 @@ type fleet struct {
 	balancer *fixture.Balancer
 	haproxy  []*fixture.HAProxy
 	sidecar  []*fixture.Sidecar
-	keys     string // folder of the keysets
+	ca       *fixture.Recorder // between the sidecars and the authority
+	keys     string            // folder of the keysets
 }
 
 // settings are the setenv lines of every node.
@@ -29,9 +30,9 @@ type settings map[string]string
 func start(t *testing.T, nodes int, options fixture.ConsulOptions, set settings) *fleet {
 	t.Helper()
 	servers := max(options.Servers, 1)
-	f := &fleet{consul: fixture.StartConsul(t, options), keys: t.TempDir()}
+	f := &fleet{consul: fixture.StartConsul(t, options), keys: t.TempDir(), ca: &fixture.Recorder{}}
 	f.balancer = fixture.StartBalancer(t)
-	f.pebble = fixture.StartPebble(t, fixture.PebbleOptions{HTTPPort: f.balancer.Port()})
+	f.pebble = fixture.StartPebble(t, fixture.PebbleOptions{HTTPPort: f.balancer.Port(), Intercept: f.ca.Intercept})
 	var http []string
 	for i := range nodes {
 		all := settings{
