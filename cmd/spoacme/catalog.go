@@ -219,12 +219,6 @@ func (c *catalog) state() (loaded bool, unreadable []error) {
 	return c.loaded, unreadable
 }
 
-// issued returns what is known of a stored certificate, nil when there is none.
-func (c *catalog) issued(name string) *store.Certificate {
-	r, _ := lookup[*store.Certificate](c, store.KindIssued, name)
-	return r
-}
-
 // names returns the certificates that are issued.
 func (c *catalog) names() []string {
 	c.mu.RLock()
