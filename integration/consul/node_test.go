@@ -18,19 +18,23 @@ type node struct {
 	*consul.Store
 	stop func()
 
-	mu     sync.Mutex
-	tokens map[string]uint64    // generation by order
-	slow   chan struct{}        // while open, the table is not updated
-	certs  map[string]string    // fingerprint by name
-	when   map[string]time.Time // of the last change of a certificate
-	lists  int                  // full reads of what is issued
-	told   []store.Key
+	mu       sync.Mutex
+	tokens   map[string]uint64    // generation by order
+	slow     chan struct{}        // while open, the table is not updated
+	certs    map[string]string    // fingerprint by name
+	when     map[string]time.Time // of the last change of a certificate
+	manifest bool
+	lists    int // full reads of what is issued
+	told     []store.Key
 }
 
 // start runs a node until the test ends.
-func (f *fleet) start(cfg consul.Config) *node {
+func (f *fleet) start(cfg consul.Config) *node { return f.startFrom(cfg, false) }
+
+// startFrom may leave the first full read to the manifest.
+func (f *fleet) startFrom(cfg consul.Config, manifest bool) *node {
 	f.tb.Helper()
-	n := &node{tokens: map[string]uint64{}, certs: map[string]string{}, when: map[string]time.Time{}}
+	n := &node{manifest: manifest, tokens: map[string]uint64{}, certs: map[string]string{}, when: map[string]time.Time{}}
 	s, stop := f.run(cfg)
 	n.Store = s
 	ctx, cancel := context.WithCancel(context.Background())
@@ -70,6 +74,17 @@ func (n *node) readTokens(ctx context.Context) {
 }
 
 func (n *node) readCerts(ctx context.Context, keys []store.Key) {
+	if keys == nil && n.manifest {
+		all, err := n.Manifest(ctx)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if err == nil {
+			for name, sum := range all {
+				n.certs[name] = sum.Fingerprint
+			}
+		}
+		return
+	}
 	if keys == nil {
 		list, err := n.List(ctx, store.KindIssued)
 		n.mu.Lock()

@@ -107,7 +107,7 @@ func (k *call) explain(err error) error {
 	var dial *net.OpError
 	switch {
 	case k.status == http.StatusForbidden || strings.Contains(err.Error(), "ACL not found"):
-		return fmt.Errorf("%s: %w: give the token the policy of its role, see haproxy-conf/consul", k.what, errForbidden)
+		return fmt.Errorf("%s: %w: give the token the policy of its role, see haproxy-conf/consul: %w", k.what, errForbidden, err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return fmt.Errorf("%s: no Consul at %s: start its agent or correct SPOACME_STORE: %w", k.what, k.c.addr, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -96,7 +96,10 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, keys: layout{addr.prefix}, boot: randomID(4), metrics: newMetrics(), healthChanged: make(chan struct{}, 1)}
+	s := &Store{
+		cfg: cfg, log: cfg.Logger, keys: layout{addr.prefix}, boot: randomID(4),
+		metrics: newMetrics(), healthChanged: make(chan struct{}, 1),
+	}
 	if s.c, err = newClient(addr, cfg.Getenv, cfg.Logger, s.metrics); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/seal"
 )
 
 // Get implements store.Store.
@@ -197,7 +198,7 @@ func (plainSealer) Seal(_ store.Kind, _ string, plain []byte) (string, error) {
 }
 
 func (p plainSealer) Open(kind store.Kind, name string, text string) ([]byte, error) {
-	if strings.HasPrefix(text, "-----BEGIN ") {
+	if !seal.IsSealed(text) {
 		return []byte(text), nil
 	}
 	return p.sealed.Open(kind, name, text)

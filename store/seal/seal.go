@@ -209,6 +209,9 @@ func (s sealer) Open(kind store.Kind, name string, text string) ([]byte, error) 
 	return plain, nil
 }
 
+// IsSealed reports whether a text was made by Seal.
+func IsSealed(text string) bool { return strings.HasPrefix(text, scheme) }
+
 // parse returns the number of the key that a text was sealed with, and what Tink made.
 func parse(text string) (uint32, []byte, error) {
 	enc, ok := strings.CutPrefix(text, scheme)
