@@ -133,16 +133,7 @@ func (f *fleet) foreign(t *testing.T, node int, name string) error {
 // stays demands that all nodes go on serving a certificate for longer than any change takes to arrive.
 func (f *fleet) stays(t *testing.T, what, name, serial string) {
 	t.Helper()
-	end := time.Now().Add(2500 * time.Millisecond)
-	await(t, 20*time.Second, "time", func() error {
-		if err := f.serve(t, name, serial); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		if left := time.Until(end); left > 0 {
-			return fmt.Errorf("%v are left", left)
-		}
-		return nil
-	})
+	hold(t, 2500*time.Millisecond, what, func() error { return f.serve(t, name, serial) })
 }
 
 // readable demands that our own certificate is there in the form that other tools' handlers read.

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -102,17 +103,12 @@ func (f *fleet) silent(t *testing.T, words ...string) {
 	if out, err := f.sidecar[2].Run(t.Context(), "renew", "--no-wait", "shop"); err == nil {
 		t.Errorf("a renewal was accepted without Consul: %s", out)
 	}
-	// For longer than any lease lasts.
-	end := time.Now().Add(12 * time.Second)
-	await(t, 20*time.Second, "time", func() error {
-		if time.Now().Before(end) {
-			return errors.New("not over")
+	hold(t, 12*time.Second, "for longer than a lease lasts", func() error {
+		if n := len(f.pebble.Orders()); n != orders {
+			return fmt.Errorf("%d orders without Consul", n-orders)
 		}
 		return nil
 	})
-	if n := len(f.pebble.Orders()); n != orders {
-		t.Errorf("%d orders without Consul", n-orders)
-	}
 }
 
 // healed waits until all is well without help, and demands that nothing was issued for it.

@@ -3,7 +3,6 @@ package fleet
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -243,15 +242,11 @@ func (f *fleet) prefixDeleted(t *testing.T) {
 	}
 	_, err := f.consul.Do(t.Context(), f.consul.Servers[0], http.MethodDelete, "/v1/kv/le?recurse", nil)
 	must(t, err)
-	end := time.Now().Add(6 * time.Second)
-	await(t, 20*time.Second, "time", func() error {
+	hold(t, 6*time.Second, "the prefix is deleted", func() error {
 		for i := range f.haproxy {
 			if after := f.certificates(t, i); after != before[i] {
-				t.Fatalf("lb%d had\n%s and now\n%s", i+1, before[i], after)
+				return fmt.Errorf("lb%d had\n%s and now\n%s", i+1, before[i], after)
 			}
-		}
-		if time.Now().Before(end) {
-			return errors.New("not over")
 		}
 		return nil
 	})

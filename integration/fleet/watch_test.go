@@ -33,32 +33,48 @@ func await(t *testing.T, limit time.Duration, what string, holds func() error) {
 	}
 }
 
-// clients are TLS clients at work on every HAProxy of a fleet until the test ends: none may ever fail, and none may be
-// given a certificate that another one had replaced.
-type clients struct {
-	loads []*fixture.Load
+// hold demands that something stays as it is for a time.
+func hold(t *testing.T, d time.Duration, what string, holds func() error) {
+	t.Helper()
+	end := time.Now().Add(d)
+	await(t, 2*d+10*time.Second, what, func() error {
+		if err := holds(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if left := time.Until(end); left > 0 {
+			return fmt.Errorf("it holds, %v are left", left)
+		}
+		return nil
+	})
 }
 
-// clients puts clients to work, each with a pause between its requests.
-func (f *fleet) clients(t *testing.T, name string, pause time.Duration) *clients {
+// clients puts TLS clients to work on every HAProxy until the test ends, each with a pause between its requests. None may ever
+// fail, and none may be given a certificate that another one had replaced.
+func (f *fleet) clients(t *testing.T, name string, pause time.Duration) []*fixture.Load {
 	t.Helper()
-	c := &clients{}
+	var loads []*fixture.Load
 	for i, h := range f.haproxy {
 		load := fixture.StartLoad(fixture.LoadOptions{Addr: h.HTTPS.Addr(), Name: name, New: 1, Pause: pause})
-		c.loads = append(c.loads, load)
+		loads = append(loads, load)
 		t.Cleanup(func() {
 			r := load.Stop()
-			if r.Failed > 0 {
-				t.Errorf("%s on lb%d: %d of %d connections failed: %v", name, i+1, r.Failed, r.Handshakes, errors.Join(r.Errors...))
-			}
-			for n, s := range r.Serials[1:] {
+			wellServed(t, fmt.Sprintf("%s on lb%d", name, i+1), r)
+			for n, s := range r.Serials[min(1, len(r.Serials)):] {
 				if before := r.Serials[n]; before.Last.After(s.First) {
 					t.Errorf("%s on lb%d: certificate %s came back after %s", name, i+1, before.Serial, s.Serial)
 				}
 			}
 		})
 	}
-	return c
+	return loads
+}
+
+// wellServed demands that there were clients and that none of them failed.
+func wellServed(t *testing.T, where string, r fixture.LoadReport) {
+	t.Helper()
+	if r.Failed > 0 || r.Handshakes == 0 {
+		t.Errorf("%s: %d of %d connections failed: %v", where, r.Failed, r.Handshakes, errors.Join(r.Errors...))
+	}
 }
 
 // kv is a key of the fleet's as Consul has it.

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// outOfReach is how long every call must have failed before Consul counts as out of reach. A node renews its session more
-// often than that.
+// outOfReach is how long every call must have failed before Consul counts as out of reach: an election takes less.
 const outOfReach = 4 * time.Second
 
 // contact is what the last calls say of Consul.

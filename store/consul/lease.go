@@ -17,6 +17,9 @@ import (
 // ttl of every session. Consul may let one live twice as long.
 const ttl = 10 * time.Second
 
+// leaderRenews leaves time for two tries that hang before the lease ends.
+const leaderRenews = ttl * 2 / 5
+
 // leaseTerm is one term as the leader: the lock, the session that holds it, and the writer. It implements store.Lease.
 type leaseTerm struct {
 	s       *Store
@@ -192,7 +195,7 @@ func (l *leaseTerm) watchClocks() {
 // renew keeps the session alive. That alone proves nothing, see sawLeader.
 func (l *leaseTerm) renew() {
 	tries := newBackoff()
-	for sleep(l.ctx, ttl/3) {
+	for sleep(l.ctx, leaderRenews) {
 		for l.ctx.Err() == nil {
 			start := time.Now()
 			alive, err := l.s.c.renew(l.ctx, l.session)

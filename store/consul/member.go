@@ -17,6 +17,12 @@ import (
 // ackPace is the least time between two writes of a node's ack.
 const ackPace = 50 * time.Millisecond
 
+// How often a node renews its session, and again after it failed.
+const (
+	nodeRenews  = ttl / 2
+	renewsAgain = time.Second
+)
+
 // ErrDuplicate means that another sidecar has this node's name.
 var ErrDuplicate = errors.New("another sidecar has the same node name")
 
@@ -267,7 +273,7 @@ func (m *member) live(ctx context.Context) error {
 		return err
 	}
 	defer m.end(ctx, session)
-	tick := time.NewTicker(ttl / 3)
+	tick := time.NewTicker(nodeRenews)
 	defer tick.Stop()
 	if err := m.say(ctx, session, true); err != nil {
 		return err
@@ -279,8 +285,11 @@ func (m *member) live(ctx context.Context) error {
 		case <-m.wake:
 			err = m.say(ctx, session, false)
 		case <-tick.C:
+			tick.Reset(nodeRenews)
 			if err = m.stay(ctx, session, &renewed); err == nil {
 				err = m.say(ctx, session, true)
+			} else {
+				tick.Reset(renewsAgain)
 			}
 		}
 		if err != nil && (errors.Is(err, errGone) || time.Since(renewed) > ttl) {
