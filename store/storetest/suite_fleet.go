@@ -290,7 +290,7 @@ func testFollowEnds(s *suite) {
 
 func testBarrier(s *suite) {
 	short := func() context.Context {
-		ctx, cancel := context.WithTimeout(s.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(s.Context(), 500*time.Millisecond)
 		s.Cleanup(cancel)
 		return ctx
 	}
