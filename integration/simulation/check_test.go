@@ -1,0 +1,223 @@
+package simulation
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// The promises, checked with every step. All of these are called with w.mu held.
+
+// publication is who was live when tokens came into the store.
+type publication struct {
+	by   *process
+	live map[string]*process // by node
+}
+
+// loss is what the last restore or deletion excuses.
+type loss struct {
+	at      time.Time
+	again   map[string]bool // a certificate may be issued once more
+	account bool
+}
+
+// seeWrite looks at what is about to be written.
+func (w *world) seeWrite(c *commit, op store.Op) {
+	old, _ := w.data.Get(context.Background(), op.Key)
+	switch r := op.Record.(type) {
+	case nil:
+		w.seeDelete(c, op.Key, old.Record)
+	case *store.Challenges:
+		pub := publication{c.p, map[string]*process{}}
+		for node, a := range w.acks {
+			pub.live[node] = a.p
+		}
+		w.published[r.Name] = pub
+	case *store.Order:
+		w.seeOrder(r, old.Record)
+	case *store.Certificate:
+		w.seeStored(r, old.Record)
+	case *store.Wanted:
+		if have, ok := old.Record.(*store.Wanted); !r.RenewAsked.IsZero() && (!ok || !have.RenewAsked.Equal(r.RenewAsked)) {
+			w.renews[r.Name] = append(w.renews[r.Name], r.RenewAsked)
+		}
+	}
+}
+
+// seeDelete: nothing is deleted but what is over.
+func (w *world) seeDelete(c *commit, key store.Key, old store.Record) {
+	switch old := old.(type) {
+	case *store.Certificate, *store.Account, *store.Wanted, *store.Demand:
+		w.fail("%s deletes %s", c.p.id, key)
+	case *store.Order:
+		stored := slices.ContainsFunc(c.ops, func(op store.Op) bool { return op.Key == store.Key{Kind: store.KindIssued, Name: key.Name} })
+		if o := w.ca.find(old.URL); o != nil && !stored && !w.over(o) {
+			w.fail("%s drops order %d, which is %s", c.p.id, o.number, o.status)
+		}
+	}
+}
+
+// over reports whether nothing more can or needs to come of a recorded order.
+func (w *world) over(o *order) bool {
+	return w.ca.dead(o) || o.kept || o.cert != nil && !o.cert.notAfter.After(time.Now()) || w.loss.at.After(o.recorded)
+}
+
+// seeOrder: everybody stays on the recorded order.
+func (w *world) seeOrder(r *store.Order, old store.Record) {
+	o := w.ca.find(r.URL)
+	if o == nil {
+		return
+	}
+	if have, ok := old.(*store.Order); ok && have.URL != "" && have.URL != r.URL {
+		if before := w.ca.find(have.URL); before != nil && !w.over(before) {
+			w.fail("order %d takes the place of order %d, which is %s", o.number, before.number, before.status)
+		}
+	}
+	if o.recorded.IsZero() {
+		o.recorded = time.Now()
+		for _, other := range w.ca.orders {
+			if other != o && other.name == o.name && !other.recorded.IsZero() && !w.over(other) {
+				w.fail("orders %d and %d for %s overlap: the first is %s", other.number, o.number, o.name, other.status)
+			}
+		}
+	}
+}
+
+// seeStored: what is stored is of the CA, and not older than what was.
+func (w *world) seeStored(r *store.Certificate, old store.Record) {
+	c := w.ca.serial(r.Serial)
+	if c == nil || c.order.name != r.Name {
+		w.fail("certificate %s has serial %s, which is not of the CA", r.Name, r.Serial)
+		return
+	}
+	c.order.kept = true
+	if have, ok := old.(*store.Certificate); ok && r.NotBefore.Before(have.NotBefore) && time.Now().Before(have.NotAfter) {
+		w.fail("certificate %s: serial %s is stored over %s, which is newer", r.Name, r.Serial, have.Serial)
+	}
+}
+
+// seeSwap: nothing worse is served.
+func (w *world) seeSwap(n *node, name string, b *store.Bundle) {
+	old, now := n.served[name], time.Now()
+	if old != nil && old.Fingerprint == b.Fingerprint {
+		return
+	}
+	c := w.ca.serial(b.Serial)
+	switch {
+	case c == nil || c.order.name != name:
+		w.fail("%s serves serial %s as %s", n.name, b.Serial, name)
+	case old != nil && old.NotAfter.After(now) && (!b.NotAfter.After(now) || b.NotBefore.Before(old.NotBefore)):
+		w.fail("%s serves %s with serial %s, which is worse than %s", n.name, name, b.Serial, old.Serial)
+	}
+	n.served[name] = b
+	w.trace.add("%s serves %s, serial %s", n.name, name, b.Serial)
+}
+
+// seeRequest: the CA is asked under a lease only; tokens are where they have to be before it is told to look.
+func (w *world) seeRequest(p *process, r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.lease == nil || p.lease.ctx.Err() != nil {
+		w.fail("%s sends %s without a lease", p.id, r)
+	}
+	if r.op != "challenge" || r.number >= len(w.ca.orders) || p.lease != w.holder {
+		return
+	}
+	o := w.ca.orders[r.number]
+	pub, ok := w.published[o.name]
+	if !ok || pub.by != p {
+		w.fail("%s sends %s and has not published its token", p.id, r)
+	}
+	for node, q := range pub.live {
+		_, suspect := p.suspects[node]
+		if q.dead || suspect || w.acks[node].p != q {
+			continue
+		}
+		if _, ok := q.table.Lookup(o.tokens[r.part]); !ok {
+			w.fail("%s sends %s although %s has not the token", p.id, r, q.id)
+		}
+	}
+}
+
+func (w *world) seeAccount(by string, n int) {
+	if n > 0 {
+		if !w.loss.account {
+			w.fail("%s makes account %d", by, n+1)
+		}
+		w.loss.account = false
+	}
+}
+
+// seeIssue: one certificate for each decision.
+func (w *world) seeIssue(c *issued) {
+	o := c.order
+	if o.recorded.IsZero() {
+		w.fail("order %d is finalized and is in no record", o.number)
+	}
+	last := w.last[o.name]
+	w.last[o.name] = c
+	w.count.certificates++
+	if why := w.decision(last, c); why != "" {
+		w.trace.add("decision: %s: %s", o.name, why)
+		return
+	}
+	if w.loss.again[o.name] {
+		delete(w.loss.again, o.name)
+		w.count.afterLoss++
+		return
+	}
+	w.fail("certificate %d of %s, order %d, comes of no decision of its own: serial %d was issued at %s",
+		c.serial, o.name, o.number, last.serial, last.at.Sub(w.start))
+}
+
+// decision says why a certificate may follow another one.
+func (w *world) decision(last, c *issued) string {
+	name := c.order.name
+	if last == nil {
+		return "first"
+	}
+	for _, d := range c.order.domains {
+		if !slices.Contains(last.order.domains, d) {
+			return "names"
+		}
+	}
+	if slices.ContainsFunc(w.renews[name], func(at time.Time) bool { return at.After(last.at) }) {
+		return "asked"
+	}
+	life := last.notAfter.Sub(last.notBefore)
+	left := life / 3
+	if life < 10*24*time.Hour {
+		left = life / 2
+	}
+	if !c.at.Before(last.notAfter.Add(-left - left/10 - time.Second)) {
+		return "renewal"
+	}
+	return ""
+}
+
+// find returns the order under a URL, nil when there is none.
+func (ca *authority) find(url string) *order {
+	for _, o := range ca.orders {
+		if o.url() == url {
+			return o
+		}
+	}
+	return nil
+}
+
+// serial returns the certificate of a serial number in hex.
+func (ca *authority) serial(hex string) *issued {
+	n, err := strconv.ParseInt(hex, 16, 64)
+	if err != nil {
+		return nil
+	}
+	for _, o := range ca.orders {
+		if o.cert != nil && o.cert.serial == int(n) {
+			return o.cert
+		}
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+// Package simulation runs the real issuer, with its leadership and its barrier, on several nodes at once against a store and
+// a CA that fail in every way, in virtual time, and checks with every step what the fleet promises: one certificate for
+// each decision, nothing worse served, tokens everywhere before the CA looks, nothing deleted. All that goes wrong is drawn
+// from a seed:
+//
+//	go test ./integration/simulation -args -runs=20000            # seeds 1 to 20000
+//	go test ./integration/simulation -v -args -seed=4711          # one, told step by step
+package simulation
+
+import (
+	"flag"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	oneSeed = flag.Uint64("seed", 0, "run this seed only and tell what happens")
+	runs    = flag.Uint64("runs", defaultRuns(), "how many seeds to run; default: SPOACME_SIMULATIONS, or 1000")
+	from    = flag.Uint64("from", 1, "the first seed")
+	limit   = flag.Duration("for", 0, "begin no run after this time")
+)
+
+func defaultRuns() uint64 {
+	if n, err := strconv.ParseUint(os.Getenv("SPOACME_SIMULATIONS"), 10, 64); err == nil {
+		return n
+	}
+	return 1000
+}
+
+// simulate runs a seed in a bubble of its own.
+func simulate(t *testing.T, seed uint64, tr *trace) (problems []string, c counts) {
+	synctest.Test(t, func(*testing.T) {
+		w := newWorld(seed, tr)
+		problems = w.run()
+		c = w.count
+	})
+	return problems, c
+}
+
+func TestSimulation(t *testing.T) {
+	if *oneSeed != 0 {
+		tr := &trace{}
+		problems, c := simulate(t, *oneSeed, tr)
+		t.Log("\n" + strings.Join(tr.lines, "\n"))
+		t.Logf("%+v", c)
+		for _, p := range problems {
+			t.Error(p)
+		}
+		return
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(800)) // runs are many and small
+	var next atomic.Uint64
+	next.Store(*from - 1)
+	var total totals
+	began := time.Now()
+	t.Run("seeds", func(t *testing.T) {
+		for shard := range runtime.GOMAXPROCS(0) {
+			t.Run(strconv.Itoa(shard), func(t *testing.T) {
+				t.Parallel()
+				for seed := next.Add(1); seed < *from+*runs && !total.enough() && (*limit == 0 || time.Since(began) < *limit); seed = next.Add(1) {
+					problems, c := simulate(t, seed, nil)
+					total.add(seed, problems, c)
+					if len(problems) > 0 {
+						t.Errorf("-seed=%d: %s", seed, strings.Join(problems[:min(3, len(problems))], "\n\t"))
+					}
+				}
+			})
+		}
+	})
+	total.tell(t, time.Since(began))
+}
+
+// totals is what all runs came to.
+type totals struct {
+	mu       sync.Mutex
+	runs     int
+	failed   int
+	sum      counts
+	slowest  time.Duration
+	slowSeed uint64
+}
+
+// most is how many seeds may fail before the rest is not run.
+const most = 10
+
+func (s *totals) enough() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed >= most
+}
+
+func (s *totals) add(seed uint64, problems []string, c counts) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs++
+	if len(problems) > 0 {
+		s.failed++
+	}
+	s.sum.certificates += c.certificates
+	s.sum.orders += c.orders
+	s.sum.terms += c.terms
+	s.sum.events += c.events + c.hits
+	s.sum.late += c.late
+	s.sum.refusedNames += c.refusedNames
+	s.sum.afterLoss += c.afterLoss
+	if c.converged > s.slowest {
+		s.slowest, s.slowSeed = c.converged, seed
+	}
+}
+
+func (s *totals) tell(t *testing.T, took time.Duration) {
+	c := s.sum
+	t.Logf("%d runs in %s: %d faults, %d leaders, %d late writes refused, %d orders, %d names refused, %d certificates (%d again after a loss); "+
+		"all as it should be within %s (seed %d)", s.runs, took.Round(time.Second), c.events, c.terms, c.late, c.orders, c.refusedNames,
+		c.certificates, c.afterLoss, s.slowest.Round(time.Second), s.slowSeed)
+}
