@@ -214,3 +214,154 @@ func TestUnreadable(t *testing.T) {
 		})
 	}
 }
+
+// merging is an index with the demand of nodes, and a clock.
+type merging struct {
+	*index
+	now  time.Time
+	live *presence
+}
+
+func newMerging(live ...string) *merging {
+	m := &merging{index: newIndex(), now: time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC), live: &presence{known: true, live: map[string]bool{}}}
+	for _, n := range live {
+		m.live.live[n] = true
+	}
+	return m
+}
+
+// ask is a node's new haproxy.cfg.
+func (m *merging) ask(node string, domains ...string) {
+	d := &store.Demand{Node: node, Certificates: map[string]store.Spec{"shop": spec(domains...)}, Since: m.now, Seen: m.now}
+	m.demands[node] = d
+	m.note(d, m.now)
+}
+
+// pass merges, and returns what is wanted then. With issue, what is not in the certificate is ordered.
+func (m *merging) pass(d time.Duration) string {
+	m.now = m.now.Add(d)
+	changed, _ := m.merge(m.now, m.live)
+	for _, w := range changed {
+		m.wanted[w.Name] = w
+	}
+	w := m.wanted["shop"]
+	return fmt.Sprint(w.Sources, " ", slices.Sorted(slices.Values(w.Spec.Domains)))
+}
+
+// order makes a certificate if one is due, and reports whether.
+func (m *merging) order() bool {
+	w, have := m.wanted["shop"], m.issued["shop"]
+	if have != nil && covers(have.domains, w.Spec.Domains) {
+		return false
+	}
+	m.issued["shop"] = &facts{domains: w.Spec.Domains, issuedAt: m.now, notBefore: m.now, notAfter: m.now.Add(90 * day), renewAt: m.now.Add(60 * day)}
+	return true
+}
+
+// What a node that comes, goes or changes its mind every minute for ten days costs in orders.
+func TestFlapping(t *testing.T) {
+	for name, flap := range map[string]func(m *merging, i int){
+		"comes and goes": func(m *merging, i int) {
+			if i == 0 {
+				m.ask("b", "a.example", "b.example")
+			}
+			m.live.live["b"] = i%2 == 0
+		},
+		"asks for more and less": func(m *merging, i int) { m.ask("b", [][]string{{"a.example"}, {"a.example", "b.example"}}[i%2]...) },
+		"alone changes its mind": func(m *merging, i int) {
+			delete(m.demands, "a")
+			m.ask("b", [][]string{{"a.example"}, {"b.example"}}[i%2]...)
+		},
+		"all change their minds": func(m *merging, i int) {
+			for _, n := range []string{"a", "b"} {
+				m.ask(n, [][]string{{"a.example"}, {"b.example"}}[i%2]...)
+			}
+		},
+	} {
+		m := newMerging("a", "b")
+		m.ask("a", "a.example")
+		orders := 0
+		for i := range 10 * 24 * 60 {
+			flap(m, i)
+			m.pass(time.Minute)
+			if m.order() {
+				orders++
+			}
+		}
+		if orders > 2 {
+			t.Errorf("%s: %d orders", name, orders)
+		}
+	}
+}
+
+func TestMergeOfFleet(t *testing.T) {
+	m := newMerging("a", "b", "c")
+	for _, n := range []string{"a", "b", "c"} {
+		m.ask(n, "a.example")
+	}
+	for i, step := range []struct {
+		do   func()
+		wait time.Duration
+		want string
+	}{
+		{func() {}, 0, "[a b c] [a.example]"},
+		{func() { m.ask("a", "a.example", "b.example") }, time.Minute, "[a b c] [a.example]"}, // rolled out one by one
+		{func() { m.ask("b", "a.example", "b.example") }, time.Minute, "[a b c] [a.example]"},
+		{func() { m.live.live["c"] = false }, time.Minute, "[a b c] [a.example b.example]"}, // all live ones agree
+		{func() { m.ask("a", "b.example") }, time.Minute, "[a b c] [a.example b.example]"},
+		{func() { m.ask("b", "b.example") }, 0, "[a b c] [a.example b.example]"}, // one that is gone still asks for it
+		{func() { m.demands["a"].Seen, m.demands["b"].Seen = m.now.Add(8*day), m.now.Add(8*day) }, 7 * day, "[a b c] [a.example b.example]"},
+		{func() {}, 7 * time.Hour, "[a b] [b.example]"},                          // and does not any more after seven days
+		{func() { m.live.live["c"] = true }, 0, "[a b c] [a.example b.example]"}, // until it is back
+		{func() { m.ask("c", "b.example", "c.example") }, 9 * time.Minute, "[a b c] [a.example b.example]"},
+		{func() {}, time.Minute, "[a b c] [b.example c.example]"},
+		{func() { m.live = &presence{} }, time.Hour, "[a b c] [b.example c.example]"},
+	} {
+		step.do()
+		if got := m.pass(step.wait); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+}
+
+// A clock that is wrong on a node makes a change neither sooner nor much later.
+func TestMergeWithWrongClocks(t *testing.T) {
+	for _, off := range []time.Duration{-2 * day, 2 * day} {
+		m := newMerging("a", "b")
+		m.ask("a", "a.example")
+		m.ask("b", "a.example")
+		m.pass(0)
+		m.now = m.now.Add(time.Hour)
+		d := &store.Demand{Node: "b", Certificates: map[string]store.Spec{"shop": spec("a.example", "b.example")}, Since: m.now.Add(off)}
+		m.demands["b"] = d
+		m.note(d, m.now)
+		if got := m.pass(9 * time.Minute); got != "[a b] [a.example]" {
+			t.Errorf("%s: %s after 9 minutes", off, got)
+		}
+		if got := m.pass(time.Minute); got != "[a b] [a.example b.example]" {
+			t.Errorf("%s: %s after 10 minutes", off, got)
+		}
+	}
+}
+
+func TestMergeNotes(t *testing.T) {
+	m := newMerging("a", "b")
+	m.ask("a", many("a", 60)...)
+	m.now = m.now.Add(time.Minute)
+	m.ask("b", many("b", 60)...)
+	m.pass(0)
+	if got := m.wanted["shop"].Note; got != "what the nodes ask for does not go into one certificate: that of b, which is newest, is used" {
+		t.Error(got)
+	}
+	m.demands["a"].Certificates["shop"] = spec("b0.example")
+	m.demands["b"].Certificates["shop"] = store.Spec{Domains: []string{"b0.example"}, KeyType: "rsa2048"}
+	m.pass(time.Hour)
+	if w := m.wanted["shop"]; w.Note != "b and a ask for different options: those of b, which are newer, are used" || w.Spec.KeyType != "rsa2048" {
+		t.Errorf("%+v", w)
+	}
+	m.ask("a", "c.example")
+	m.pass(time.Minute)
+	if got := m.wanted["shop"].Note; !strings.Contains(got, "the nodes ask for different names: a change is ordered when they agree or have stood still") {
+		t.Error(got)
+	}
+}

@@ -92,6 +92,7 @@ func certificateOf(name string, b *store.Bundle) *store.Certificate {
 type rescue struct {
 	name   string
 	wanted *store.Wanted      // nil when nobody wants it
+	cas    []CA               // of which a certificate may be said to be
 	old    *store.Certificate // what is stored; nil for nothing
 	now    time.Time
 
@@ -102,7 +103,8 @@ type rescue struct {
 }
 
 func (t *term) newRescue(name string, w *store.Wanted, old *store.Certificate) *rescue {
-	r := &rescue{name: name, wanted: w, old: old, now: time.Now()}
+	settings, _ := t.current()
+	r := &rescue{name: name, wanted: w, cas: settings.CAs, old: old, now: time.Now()}
 	if old != nil {
 		r.held, _ = old.Bundle()
 	}
@@ -172,9 +174,9 @@ func (r *rescue) record(jitter func(time.Duration) time.Duration, now time.Time)
 	if covers(b.Domains, r.best.Domains) && len(r.best.Domains) > 0 {
 		c.Domains = r.best.Domains
 	}
-	for _, known := range []*store.Certificate{r.best, r.old} {
-		if known != nil && c.CA == "" && known.CA != "" && known.Issuer == b.Issuer {
-			c.CA = known.CA
+	for _, said := range []*store.Certificate{r.best, r.old} {
+		if said != nil && c.CA == "" && said.Issuer == b.Issuer && slices.ContainsFunc(r.cas, func(ca CA) bool { return ca.Directory == said.CA }) {
+			c.CA = said.CA
 		}
 	}
 	if at := r.best.IssuedAt; at.After(b.NotBefore) && !at.After(now) {
