@@ -78,8 +78,10 @@ func (t *term) reseal(ctx context.Context) error {
 }
 
 const (
-	askFor  = 60 * time.Second // how long nodes have to say that they have nothing better
-	askMost = 50               // certificates in one question
+	// askFor is how long nodes have to say that they have nothing better. Right after a restore of Consul they hear of the
+	// question only after a minute.
+	askFor  = 65 * time.Second
+	askMost = 50 // certificates in one question
 )
 
 // inquiry is a certificate about which the nodes are to be asked.
