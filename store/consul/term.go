@@ -63,6 +63,11 @@ func (l *leaseTerm) readFeed(ctx context.Context) error {
 		f.index = p.ModifyIndex // written over
 	}
 	l.writer.feed = f
+	l.s.seen.mu.Lock()
+	defer l.s.seen.mu.Unlock()
+	if f.Seq < l.s.seen.seq { // the watch may hear of it a minute later
+		l.s.seen.jumped = time.Now()
+	}
 	return nil
 }
 
