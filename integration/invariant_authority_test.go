@@ -31,6 +31,7 @@ type authority struct {
 	orders map[string]*openOrder // that are open, by id
 	asked  int                   // tokens that HAProxy was asked for
 	wait   bool                  // for the answer: see patient
+	broke  bool                  // see down
 	errs   []error
 }
 
@@ -88,6 +89,10 @@ func (a *authority) intercept(next http.Handler) http.Handler {
 		if err != nil {
 			return
 		}
+		if a.isDown() {
+			http.Error(w, "<html>out of order</html>", http.StatusInternalServerError)
+			return
+		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		var m message
 		var h header
@@ -107,6 +112,19 @@ func (a *authority) intercept(next http.Handler) http.Handler {
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes())
 	})
+}
+
+// down makes the authority answer with errors of its own, or no longer.
+func (a *authority) down(broken bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.broke = broken
+}
+
+func (a *authority) isDown() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.broke
 }
 
 // patient makes the authority wait for HAProxy to answer, while HAProxy is reloaded.
