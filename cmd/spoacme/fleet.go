@@ -35,7 +35,7 @@ func newFleet(st *consul.Store, log *slog.Logger, node string, view func() statu
 
 const (
 	fleetEvery  = time.Second            // how often differences and health are looked at
-	nodesEvery  = 30 * time.Second       // how often the other nodes are, with nobody asking
+	nodesEvery  = time.Minute            // how often the other nodes are, with nobody asking
 	nodesFresh  = 200 * time.Millisecond // and with somebody asking
 	nodesWithin = 3 * time.Second
 )

@@ -17,8 +17,9 @@ import (
 // ttl of every session. Consul may let one live twice as long.
 const ttl = 10 * time.Second
 
-// leaderRenews leaves time for two tries that hang before the lease ends.
-const leaderRenews = ttl * 2 / 5
+// renews is how often a session is renewed: there is time for two tries that hang before a lease ends. Of all that a node
+// asks of Consul at rest this is half.
+const renews = ttl / 2
 
 // leaseTerm is one term as the leader: the lock, the session that holds it, and the writer. It implements store.Lease.
 type leaseTerm struct {
@@ -195,7 +196,7 @@ func (l *leaseTerm) watchClocks() {
 // renew keeps the session alive. That alone proves nothing, see sawLeader.
 func (l *leaseTerm) renew() {
 	tries := newBackoff()
-	for sleep(l.ctx, leaderRenews) {
+	for sleep(l.ctx, renews) {
 		for l.ctx.Err() == nil {
 			start := time.Now()
 			alive, err := l.s.c.renew(l.ctx, l.session)

@@ -17,11 +17,8 @@ import (
 // ackPace is the least time between two writes of a node's ack.
 const ackPace = 50 * time.Millisecond
 
-// How often a node renews its session, and again after it failed.
-const (
-	nodeRenews  = ttl / 2
-	renewsAgain = time.Second
-)
+// renewsAgain is how soon a node renews its session again after that failed.
+const renewsAgain = time.Second
 
 // ErrDuplicate means that another sidecar has this node's name.
 var ErrDuplicate = errors.New("another sidecar has the same node name")
@@ -273,7 +270,7 @@ func (m *member) live(ctx context.Context) error {
 		return err
 	}
 	defer m.end(ctx, session)
-	tick := time.NewTicker(nodeRenews)
+	tick := time.NewTicker(renews)
 	defer tick.Stop()
 	if err := m.say(ctx, session, true); err != nil {
 		return err
@@ -285,7 +282,7 @@ func (m *member) live(ctx context.Context) error {
 		case <-m.wake:
 			err = m.say(ctx, session, false)
 		case <-tick.C:
-			tick.Reset(nodeRenews)
+			tick.Reset(renews)
 			if err = m.stay(ctx, session, &renewed); err == nil {
 				err = m.say(ctx, session, true)
 			} else {
