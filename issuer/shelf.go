@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -80,7 +81,9 @@ func (s *Shelf) Run(ctx context.Context) error {
 			return nil
 		case <-s.wake:
 		case <-tick.C:
-			s.Poke(s.offers()...)
+			if names := s.offers(); len(names) > 0 {
+				s.Poke(names...)
+			}
 			continue
 		}
 		if better := s.better(ctx, s.take()); len(better) > 0 {
@@ -116,15 +119,11 @@ func (s *Shelf) mark(offered bool, names ...string) {
 	}
 }
 
-// offers lists what is offered. With nothing, Poke of it would mean all: a name that can't be stands for that.
+// offers lists what is offered.
 func (s *Shelf) offers() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := []string{""}
-	for n := range s.offered {
-		names = append(names, n)
-	}
-	return names
+	return slices.Collect(maps.Keys(s.offered))
 }
 
 // take returns the names to be compared.
@@ -137,19 +136,10 @@ func (s *Shelf) take() []string {
 		for _, n := range s.Names() {
 			names[n] = true
 		}
-		for n := range s.offered {
-			names[n] = true
-		}
+		maps.Copy(names, s.offered)
 	}
 	s.all = false
-	var sorted []string
-	for n := range names {
-		if n != "" {
-			sorted = append(sorted, n)
-		}
-	}
-	slices.Sort(sorted)
-	return sorted
+	return slices.Sorted(maps.Keys(names))
 }
 
 // better says which certificates are older in the store than here, and withdraws offers that are answered.
