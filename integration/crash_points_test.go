@@ -61,8 +61,7 @@ func orderIs(status string) func(fixture.Call, fixture.Answer) bool {
 func atFile(folder func(*scene) string, change uint32, fits func(name string) bool) func(*scene, *trap) {
 	return func(c *scene, t *trap) {
 		downloaded := make(chan struct{})
-		var w *fixture.Watch
-		w = fixture.StartWatch(c.t, func(did uint32, path string) {
+		w := fixture.StartWatch(c.t, func(did uint32, path string) {
 			select {
 			case <-downloaded:
 			default:

@@ -62,7 +62,16 @@ func (c *scene) start(o fixture.SidecarOptions) {
 	c.t.Helper()
 	o.HAProxy, o.Pebble = c.h, c.p
 	o.Args = append([]string{"--socket", c.tap.Path, "--ca", c.p.Directory()}, o.Args...)
-	c.s = fixture.StartSidecar(c.t, o)
+	s := fixture.StartSidecar(c.t, o)
+	c.s = s
+	c.t.Cleanup(func() {
+		printed := squeeze(s.Log() + c.h.Log())
+		for _, secret := range append(newLeaks(&world{haproxy: c.h, sidecar: s}).secrets(), squeeze("PRIVATE KEY")) {
+			if strings.Contains(printed, secret) {
+				c.t.Error("a private key is in a log")
+			}
+		}
+	})
 }
 
 // must fails the test.

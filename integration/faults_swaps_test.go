@@ -71,7 +71,7 @@ func manySwaps(t *testing.T) {
 	heap2, rss2, goroutines2 := measure()
 	t.Logf("%d swaps, %v each; after %d and after all: heap %d and %d kB, haproxy %d and %d kB, goroutines %d and %d", total,
 		(took / total).Round(time.Microsecond), warm, heap>>10, heap2>>10, rss, rss2, goroutines, goroutines2)
-	if heap2 > heap+8<<20 || rss2 > rss+8<<10 || goroutines2 > goroutines+50 {
+	if heap2 > heap+2<<20 || rss2 > rss+4<<10 || goroutines2 > goroutines+5 {
 		t.Error("memory grows with swaps")
 	}
 	if serial := serving(t, h, "shop.example.com").Serial; serial != bundles[(total-1)%2].Serial {
