@@ -35,7 +35,8 @@ func (t *term) publish(ctx context.Context, name, thumbprint string, tokens []st
 	return t.await(ctx, p.record.Generation)
 }
 
-// await is the barrier. Orders whose tokens went out together wait together.
+// await is the barrier. Orders whose tokens went out together wait together. Where it is not known which nodes are
+// live, the CA is not asked.
 func (t *term) await(ctx context.Context, generation uint64) error {
 	_, err, _ := t.barriers.Do(strconv.FormatUint(generation, 10), func() (any, error) {
 		bctx, cancel := context.WithTimeout(t.ctx, t.barrier)
@@ -45,10 +46,13 @@ func (t *term) await(ctx context.Context, generation uint64) error {
 		if t.ctx.Err() != nil {
 			return nil, context.Cause(t.ctx)
 		}
-		if len(missing) > 0 || err != nil {
+		if err != nil {
+			return nil, &storeError{err}
+		}
+		if len(missing) > 0 {
 			t.metrics.missing.Inc()
 			t.log.Warn("not every node has the tokens; the CA is asked all the same",
-				"node", missing, "waited", time.Since(start).Round(time.Millisecond), "err", err)
+				"node", missing, "waited", time.Since(start).Round(time.Millisecond))
 		}
 		return nil, nil
 	})
