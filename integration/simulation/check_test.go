@@ -120,7 +120,7 @@ func (w *world) seeSwap(n *node, name string, b *store.Bundle) {
 func (w *world) seeRequest(p *process, r *request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p.lease == nil || p.lease.ctx.Err() != nil {
+	if p.lease == nil || p.lease.ended() {
 		w.fail("%s sends %s without a lease", p.id, r)
 	}
 	if r.op != "challenge" || r.number >= len(w.ca.orders) || p.lease != w.holder {

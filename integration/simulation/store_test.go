@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spoacme/spoacme/store"
@@ -36,6 +37,7 @@ type lease struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	queue  chan struct{} // one commit after the other, as one writer does
+	over   atomic.Int64  // when it ended
 }
 
 func (l *lease) Context() context.Context { return l.ctx }
@@ -64,7 +66,16 @@ func (l *lease) Release() {
 	w.free(l, "released")
 }
 
-func (l *lease) end(cause error) { l.cancel(fmt.Errorf("%w: %w", store.ErrLeaseEnded, cause)) }
+func (l *lease) end(cause error) {
+	l.over.CompareAndSwap(0, time.Now().UnixNano())
+	l.cancel(fmt.Errorf("%w: %w", store.ErrLeaseEnded, cause))
+}
+
+// ended reports whether the process could know that the lease is over: not at the very moment.
+func (l *lease) ended() bool {
+	at := l.over.Load()
+	return at != 0 && at < time.Now().UnixNano()
+}
 
 // free takes the lock from l. w.mu is held.
 func (w *world) free(l *lease, why string) {
