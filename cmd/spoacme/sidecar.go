@@ -282,11 +282,15 @@ func structural(s settings.Settings) []string {
 // newProcess is called when a HAProxy process that was not seen before speaks to the agent.
 func (sc *sidecar) newProcess() {
 	sc.hap.Poke()
-	for _, wake := range []chan struct{}{sc.engine, sc.poked} {
-		select {
-		case wake <- struct{}{}:
-		default:
-		}
+	wake(sc.engine)
+	wake(sc.poked)
+}
+
+// wake leaves a token for whoever waits for it.
+func wake(waiting chan struct{}) {
+	select {
+	case waiting <- struct{}{}:
+	default:
 	}
 }
 
@@ -320,6 +324,7 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 				continue
 			}
 			seen = now
+			wake(sc.poked) // after a HELLO the rows may have been looked up in the process that is going
 		}
 		s, changed := sc.reread(ctx, current)
 		if !changed {
