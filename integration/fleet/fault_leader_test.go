@@ -46,7 +46,7 @@ func TestLeaderLost(t *testing.T) {
 	f.clients(t, shop, 20*time.Millisecond)
 	f.ready(t, 20*time.Second, 3)
 
-	t.Log("a second session of the leader's is ended by somebody")
+	t.Log("somebody ends the leader's session")
 	f.sessionDestroyed(t, 2)
 	t.Log("SIGTERM")
 	f.terminated(t, 3)
