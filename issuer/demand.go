@@ -151,6 +151,12 @@ func merged(name string, old *store.Wanted, have *facts, recent []string, wishes
 	var spec store.Spec
 	var agreed bool
 	spec, agreed, n.Note = union(wishes)
+	stood := old == nil || len(old.Sources) == 0 || now.Sub(wishes[0].since) >= settled
+	if agreed && !stood {
+		if sure := certain(spec, wishes, old.Spec); !sameSpec(sure, spec) {
+			spec, hold = sure, wishes[0].since.Add(settled)
+		}
+	}
 	if recent != nil && !covers(recent, spec.Domains) {
 		spec = with(spec, recent)
 	}
@@ -158,13 +164,15 @@ func merged(name string, old *store.Wanted, have *facts, recent []string, wishes
 	case old == nil:
 		n.Spec = spec
 	case sameSpec(spec, old.Spec):
-	case agreed || len(old.Sources) == 0 || now.Sub(wishes[0].since) >= settled:
+	case agreed || stood:
 		n.Spec = spec
 		if have == nil || !covers(have.domains, spec.Domains) || !sameOptions(spec, old.Spec) {
 			n.Generation++
 		}
 	default:
 		hold = wishes[0].since.Add(settled)
+	}
+	if !hold.IsZero() {
 		n.Note = strings.Trim(n.Note+"; the nodes ask for different names: a change is ordered when they agree or have stood still for "+
 			"10 minutes", "; ")
 	}
@@ -172,6 +180,28 @@ func merged(name string, old *store.Wanted, have *facts, recent []string, wishes
 		return nil, hold
 	}
 	return &n, hold
+}
+
+// certain leaves out of what the live nodes agree on the names that only one asks for that is gone: it may be back in a
+// moment, and want something else. What it asked for before stays.
+func certain(spec store.Spec, wishes []wish, before store.Spec) store.Spec {
+	sure := spec
+	sure.Domains = slices.DeleteFunc(slices.Clone(spec.Domains), func(d string) bool {
+		return !slices.Contains(before.Domains, d) && !slices.ContainsFunc(living(wishes), func(w wish) bool { return slices.Contains(w.spec.Domains, d) })
+	})
+	if len(sure.Domains) == 0 {
+		return before
+	}
+	return sure
+}
+
+// living returns the wishes of nodes that are live; with none live, all.
+func living(wishes []wish) []wish {
+	live := slices.DeleteFunc(slices.Clone(wishes), func(w wish) bool { return !w.live })
+	if len(live) == 0 {
+		return wishes
+	}
+	return live
 }
 
 // union is what the wishes come to, whether those of live nodes are one, and what is to be said of the others.
@@ -198,10 +228,7 @@ func union(wishes []wish) (spec store.Spec, agreed bool, note string) {
 
 // agree reports whether the live ones among the wishes are one; with none live, whether all are.
 func agree(wishes []wish) bool {
-	live := slices.DeleteFunc(slices.Clone(wishes), func(w wish) bool { return !w.live })
-	if len(live) == 0 {
-		live = wishes
-	}
+	live := living(wishes)
 	return !slices.ContainsFunc(live, func(w wish) bool { return !sameSpec(w.spec, live[0].spec) })
 }
 

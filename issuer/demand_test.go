@@ -259,13 +259,17 @@ func (m *merging) order() bool {
 }
 
 // What a node that comes, goes or changes its mind every minute for ten days costs in orders.
-func TestFlapping(t *testing.T) {
+func TestOrdersOfAFlappingNode(t *testing.T) {
 	for name, flap := range map[string]func(m *merging, i int){
 		"comes and goes": func(m *merging, i int) {
 			if i == 0 {
 				m.ask("b", "a.example", "b.example")
 			}
 			m.live.live["b"] = i%2 == 0
+		},
+		"changes its mind and goes": func(m *merging, i int) {
+			m.ask("b", "a.example", fmt.Sprintf("b%d.example", i))
+			m.live.live["b"] = false
 		},
 		"asks for more and less": func(m *merging, i int) { m.ask("b", [][]string{{"a.example"}, {"a.example", "b.example"}}[i%2]...) },
 		"alone changes its mind": func(m *merging, i int) {
