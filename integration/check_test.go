@@ -404,7 +404,7 @@ func TestCheckRights(t *testing.T) {
 // asNobody runs the command as a user without rights, as far as this one may do that.
 func asNobody(t *testing.T, h *fixture.HAProxy) verdict {
 	t.Helper()
-	binary, err := fixture.Tool("bin/spoacme")
+	binary, err := fixture.Binary()
 	if err != nil {
 		t.Fatal(err)
 	}
