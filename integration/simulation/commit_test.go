@@ -27,7 +27,7 @@ func (p *process) Commit(ctx context.Context, given store.Lease, pre []store.Pre
 		return err
 	}
 	if l != nil && len(ops) > 0 {
-		about := ops[0].Key.String()
+		about := topic(ops)
 		// Of two at the same moment it must not be chance which one is first.
 		pause(p.w.dice.span(time.Millisecond, p.id+" queues "+about, p.w.now()))
 		select {
@@ -52,6 +52,15 @@ func (p *process) Commit(ctx context.Context, given store.Lease, pre []store.Pre
 	return err
 }
 
+// topic is what a commit is about, whatever the order of its operations.
+func topic(ops []store.Op) string {
+	var keys []string
+	for _, op := range ops {
+		keys = append(keys, op.Key.String())
+	}
+	return slices.Max(keys)
+}
+
 // commit is on its way, whatever becomes of its process.
 type commit struct {
 	p      *process
@@ -68,7 +77,7 @@ func (c *commit) travel() {
 	}
 	w, about := c.p.w, "fence"
 	if len(c.ops) > 0 {
-		about = c.ops[len(c.ops)-1].Key.String()
+		about = topic(c.ops)
 	}
 	n := w.now()
 	about = c.p.id + " commit " + about

@@ -90,8 +90,11 @@ func (w *world) free(l *lease, why string) {
 
 // lost lets the process learn that the lock is gone: by its watch, once it runs and reaches the store.
 func (l *lease) lost() {
+	if l.p.reach(context.Background()) != nil {
+		return
+	}
 	pause(l.p.w.dice.span(100*time.Millisecond, l.p.id+" sees the lock", l.number))
-	if l.p.reach(context.Background()) == nil {
+	if l.p.gate() == nil {
 		l.end(errSaw)
 	}
 }

@@ -35,7 +35,7 @@ type world struct {
 	renews    map[string][]time.Time
 	last      map[string]*issued
 	parsed    map[string]*store.Bundle
-	settled   map[string]bool // certificates that were as they should be after everything was healed
+	calm      map[string]bool // certificates that were as they should be after everything was healed
 	loss      loss
 	problems  []string
 	count     counts
@@ -57,7 +57,7 @@ func newWorld(seed uint64, tr *trace) *world {
 	w := &world{
 		dice: dice(seed * 0x9e3779b97f4a7c15), trace: tr, start: time.Now(), data: storetest.NewMemory(),
 		acks: map[string]ack{}, changed: make(chan struct{}), published: map[string]publication{},
-		renews: map[string][]time.Time{}, last: map[string]*issued{}, parsed: map[string]*store.Bundle{}, settled: map[string]bool{}, loss: loss{again: map[string]bool{}},
+		renews: map[string][]time.Time{}, last: map[string]*issued{}, parsed: map[string]*store.Bundle{}, calm: map[string]bool{}, loss: loss{again: map[string]bool{}},
 	}
 	if tr != nil {
 		tr.start = w.start
@@ -157,6 +157,9 @@ func (p *process) poke() {
 	}
 }
 
+// settled ends the trace of a run that went well.
+const settled = "everything is as it should be"
+
 const (
 	patience = 10 * time.Minute // for convergence, beyond the pauses that are stored when everything is healed
 	outage   = 70 * time.Minute // the longest pause that is not stored: after failures of the CA
@@ -181,7 +184,7 @@ func (w *world) settle() {
 		w.mu.Unlock()
 		if left == "" {
 			w.count.converged = time.Since(healed)
-			w.trace.add("everything is as it should be")
+			w.trace.add("%s", settled)
 			return
 		}
 		if time.Now().After(until.Add(patience)) {
@@ -211,13 +214,13 @@ func (w *world) unsettled() string {
 		}
 	}
 	for name, spec := range w.nodes[0].want {
-		if w.settled[name] {
+		if w.calm[name] {
 			continue
 		}
 		if left := w.differs(name, spec); left != "" {
 			return name + " " + left
 		}
-		w.settled[name] = true
+		w.calm[name] = true
 	}
 	return ""
 }
