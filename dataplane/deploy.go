@@ -276,7 +276,9 @@ func (h *HAProxy) listOnDisk(ctx context.Context, p Place, jobs []*job, down err
 		}
 		need := j.before.Status != "Used"
 		if down != nil {
-			need = j.stored.fresh
+			// It can't be asked whether another list names the file; twice does no harm, and a file without its line is
+			// what a crash between the two leaves.
+			need = true
 		}
 		if !need && down == nil {
 			if running == nil {
