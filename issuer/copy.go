@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -91,7 +93,7 @@ func (k *copier) run(ctx context.Context) {
 
 func (k *copier) bring(ctx context.Context, all bool, keys map[store.Key]bool) error {
 	if !all {
-		for key := range keys {
+		for _, key := range slices.SortedFunc(maps.Keys(keys), func(a, b store.Key) int { return cmp.Compare(a.String(), b.String()) }) {
 			if err := k.one(ctx, key); err != nil {
 				return err
 			}
@@ -129,31 +131,37 @@ func (k *copier) one(ctx context.Context, key store.Key) error {
 	return k.commit(ctx, store.Delete(key))
 }
 
-// kind makes the copy of one kind as the original is. With keep nothing is given up.
+// kind makes the copy of one kind as the original is. With keep nothing is given up. Only what differs is read whole: 10,000
+// certificates with their keys are not held at once.
 func (k *copier) kind(ctx context.Context, kind store.Kind, keep bool) error {
-	now, err := k.from.List(ctx, kind)
+	now, err := store.ListFacts(ctx, k.from, kind)
 	if err != nil {
 		return err
 	}
-	there := map[store.Key]bool{}
+	had, err := store.ListFacts(ctx, k.to, kind)
+	if err != nil {
+		return err
+	}
+	copies := map[store.Key]store.Record{}
+	for _, e := range had.Entries {
+		copies[e.Key] = e.Record
+	}
 	for _, e := range now.Entries {
-		there[e.Key] = true
-		if err := k.put(ctx, e.Record); err != nil {
+		old, there := copies[e.Key]
+		delete(copies, e.Key)
+		if there && reflect.DeepEqual(old, e.Record) {
+			continue
+		}
+		if err := k.one(ctx, e.Key); err != nil {
 			return err
 		}
 	}
 	if keep || len(now.Unreadable) > 0 {
 		return nil
 	}
-	had, err := k.to.List(ctx, kind)
-	if err != nil {
-		return err
-	}
-	for _, e := range had.Entries {
-		if !there[e.Key] {
-			if err := k.commit(ctx, store.Delete(e.Key)); err != nil {
-				return err
-			}
+	for key := range copies {
+		if err := k.commit(ctx, store.Delete(key)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -212,12 +213,12 @@ func (t *term) takeOffers(ctx context.Context, now time.Time) error {
 	for _, o := range offers {
 		byName[o.Certificate.Name] = append(byName[o.Certificate.Name], o)
 	}
-	for name, offers := range byName {
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		if t.running[name] != nil {
 			t.offersAt = now.Add(offersAgain)
 			continue
 		}
-		if err := t.takeOffer(ctx, name, offers); err != nil {
+		if err := t.takeOffer(ctx, name, byName[name]); err != nil {
 			t.offersAt = now.Add(offersAgain)
 			t.log.Warn("an offer is not taken; trying again", "certificate", name, "err", err)
 		}

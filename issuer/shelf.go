@@ -31,7 +31,9 @@ type Shelf struct {
 	Withdraw func(ctx context.Context, name string) error
 	// Offered lists what this node offers, for a process that has just begun.
 	Offered func(context.Context) ([]string, error)
-	Logger  *slog.Logger
+	// Jitter is as in Config.
+	Jitter func(time.Duration) time.Duration
+	Logger *slog.Logger
 
 	once    sync.Once
 	mu      sync.Mutex
@@ -44,6 +46,9 @@ type Shelf struct {
 func (s *Shelf) init() {
 	s.once.Do(func() {
 		s.changed, s.offered, s.wake, s.all = map[string]bool{}, map[string]bool{}, make(chan struct{}, 1), true
+		if s.Jitter == nil {
+			s.Jitter = rand.N[time.Duration]
+		}
 	})
 }
 
@@ -87,7 +92,7 @@ func (s *Shelf) Run(ctx context.Context) error {
 			continue
 		}
 		if better := s.better(ctx, s.take()); len(better) > 0 {
-			if sleep(ctx, rand.N(shelfSpread)) != nil {
+			if sleep(ctx, s.Jitter(shelfSpread)) != nil {
 				return nil
 			}
 			s.offer(ctx, better)
@@ -187,11 +192,11 @@ func (s *Shelf) offer(ctx context.Context, names []string) {
 // everything that is to be offered is.
 func (s *Shelf) Answer(ctx context.Context, stored map[string]string) error {
 	s.init()
-	for name, fingerprint := range stored {
+	for _, name := range slices.Sorted(maps.Keys(stored)) {
 		if store.ValidName(name) != nil {
 			continue
 		}
-		if err := s.Compare(ctx, name, fingerprint); err != nil {
+		if err := s.Compare(ctx, name, stored[name]); err != nil {
 			return err
 		}
 	}
