@@ -207,32 +207,39 @@ func (m *Memory) apply(lease store.Lease, pre []store.Precondition, writes []sto
 			}
 		}
 	}
-	for _, w := range writes {
-		m.put(w.Key, w.Data)
-	}
+	m.put(writes...)
 	return nil
 }
 
-// put is called with m.mu held.
-func (m *Memory) put(key store.Key, data []byte) {
-	old, ok := m.records[key]
-	if ok == (data != nil) && bytes.Equal(old.data, data) {
-		return
+// put is called with m.mu held. Followers hear of all of it together.
+func (m *Memory) put(writes ...store.Write) {
+	var changed []store.Key
+	for _, w := range writes {
+		old, ok := m.records[w.Key]
+		if ok == (w.Data != nil) && bytes.Equal(old.data, w.Data) {
+			continue
+		}
+		m.last++
+		if w.Data == nil {
+			delete(m.records, w.Key)
+		} else {
+			m.records[w.Key] = stored{bytes.Clone(w.Data), m.last}
+		}
+		changed = append(changed, w.Key)
 	}
-	m.last++
-	if data == nil {
-		delete(m.records, key)
-	} else {
-		m.records[key] = stored{bytes.Clone(data), m.last}
+	if len(changed) > 0 {
+		m.Announce(changed...)
 	}
-	m.Announce(key)
 }
 
 // Edit is a foreign edit: it replaces what is stored under a key, valid or not; nil deletes it.
-func (m *Memory) Edit(key store.Key, data []byte) {
+func (m *Memory) Edit(key store.Key, data []byte) { m.EditAll(store.Write{Key: key, Data: data}) }
+
+// EditAll is several edits at once.
+func (m *Memory) EditAll(writes ...store.Write) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.put(key, data)
+	m.put(writes...)
 }
 
 // Raw returns what is stored under a key, nil when there is nothing.
@@ -253,14 +260,16 @@ func (m *Memory) Snapshot() (restore func()) {
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		var writes []store.Write
 		for k := range m.records {
 			if saved[k] == nil {
-				m.put(k, nil)
+				writes = append(writes, store.Write{Key: k})
 			}
 		}
 		for k, data := range saved {
-			m.put(k, data)
+			writes = append(writes, store.Write{Key: k, Data: data})
 		}
+		m.put(writes...)
 	}
 }
 
