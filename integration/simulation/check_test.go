@@ -164,6 +164,9 @@ func (w *world) seeIssue(c *issued) {
 		w.trace.add("decision: %s: %s", o.name, why)
 		return
 	}
+	if n := w.has(last); n != nil {
+		w.fail("certificate %d of %s, order %d, is ordered although %s has %d", c.serial, o.name, o.number, n.name, last.serial)
+	}
 	if w.loss.again[o.name] {
 		delete(w.loss.again, o.name)
 		w.count.afterLoss++
@@ -171,6 +174,17 @@ func (w *world) seeIssue(c *issued) {
 	}
 	w.fail("certificate %d of %s, order %d, comes of no decision of its own: serial %d was issued at %s",
 		c.serial, o.name, o.number, last.serial, last.at.Sub(w.start))
+}
+
+// has returns a node that could have offered a certificate: whoever orders another one has to ask it.
+func (w *world) has(c *issued) *node {
+	for _, n := range w.nodes {
+		p, b := n.p, n.disk[c.order.name]
+		if p != nil && p.healthy() && w.acks[n.name].p == p && time.Since(p.since) > 2*time.Minute && b != nil && w.ca.serial(b.Serial) == c {
+			return n
+		}
+	}
+	return nil
 }
 
 // decision says why a certificate may follow another one.

@@ -149,9 +149,7 @@ func (w *world) apply(c *commit, about string) error {
 	for _, op := range c.ops {
 		w.seeWrite(c, op)
 	}
-	for _, op := range c.writes {
-		w.data.Edit(op.Key, op.Data)
-	}
+	w.data.EditAll(c.writes...)
 	if w.trace != nil {
 		w.trace.add("%s: %s", about, describe(c.ops))
 	}

@@ -252,10 +252,15 @@ func (w *world) deleteAll(i int, _ *node, _ time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.trace.add("store: everything is deleted")
+	var writes []store.Write
 	for _, kind := range store.Kinds() {
 		for _, e := range w.all(kind) {
-			w.data.Edit(e.Key, nil)
+			writes = append(writes, store.Write{Key: e.Key})
 		}
+	}
+	w.data.EditAll(writes...)
+	for _, n := range w.nodes {
+		clear(n.offers)
 	}
 	w.lost(true)
 }

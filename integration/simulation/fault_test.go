@@ -47,6 +47,7 @@ func (p *process) regain() {
 		return
 	}
 	p.sick++
+	p.since = time.Now()
 	w, l := p.w, p.lease
 	if p.lapsed {
 		p.lapsed = false

@@ -16,6 +16,7 @@ import (
 	"github.com/spoacme/spoacme/issuer"
 	"github.com/spoacme/spoacme/spoa"
 	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/storetest"
 )
 
 // node is a machine: its HAProxy, its disk, its haproxy.cfg, and the sidecar process of the moment.
@@ -28,6 +29,8 @@ type node struct {
 	served map[string]*store.Bundle // by HAProxy
 	disk   map[string]*store.Bundle
 	want   map[string]store.Spec
+	copy   *storetest.Memory             // what it keeps of the store
+	offers map[string]*store.Certificate // in the store
 }
 
 // process is one life of a sidecar. Its fields are guarded by world.mu.
@@ -54,6 +57,12 @@ type process struct {
 	acked    uint64
 	suspects map[string]uint64
 	table    spoa.Table
+
+	ctx   context.Context
+	since time.Time                     // it is well
+	known map[string]*store.Certificate // what is stored, as it knows
+	shelf *issuer.Shelf
+	mute  map[string]bool // nodes that did not answer a question
 }
 
 // healthy reports whether its sessions are renewed. w.mu is held.
@@ -76,6 +85,8 @@ func (n *node) follow(p *process) {
 		w: w, node: n, id: n.name + "#" + strconv.Itoa(n.starts), cancel: cancel, done: make(chan struct{}),
 		poked: make(chan struct{}, 1), died: make(chan struct{}), suspects: map[string]uint64{},
 	}
+	p.ctx, p.since, p.known, p.mute = ctx, time.Now(), map[string]*store.Certificate{}, map[string]bool{}
+	p.shelf = p.newShelf()
 	n.p = p
 	w.trace.add("%s starts", p.id)
 	w.mu.Unlock()
@@ -92,7 +103,9 @@ func (p *process) run(ctx context.Context) {
 	g.Go(func() error { return p.tokens(ctx) })
 	g.Go(func() error { return p.deploy(ctx) })
 	g.Go(func() error { return p.demand(ctx) })
+	g.Go(func() error { return p.shelf.Run(ctx) })
 	if !p.node.edge {
+		g.Go(func() error { return issuer.KeepCopy(ctx, p, p.node.copy, p.log()) })
 		g.Go(func() error { return p.issue(ctx) })
 	}
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
@@ -116,21 +129,26 @@ func (p *process) retire(ctx context.Context) error {
 }
 
 func (p *process) issue(ctx context.Context) error {
-	w := p.w
 	cfg := issuer.Config{
 		Store: p, Settings: issuer.Settings{CAs: []issuer.CA{{Directory: "https://ca.example/directory"}}, HTTP: &http.Client{Transport: line{p}}},
-		Jitter: func(d time.Duration) time.Duration {
-			return time.Duration(w.dice.roll(int64(d), p.id+" jitter", w.now()))
-		},
-	}
-	if w.trace != nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: untimed})).With("node", p.id)
+		Fleet: p, Disk: p.onDisk, Copy: p.node.copy, Jitter: p.jitter, Logger: p.log(),
 	}
 	i, err := issuer.New(cfg)
 	if err != nil {
 		return err
 	}
 	return i.Run(ctx)
+}
+
+func (p *process) jitter(d time.Duration) time.Duration {
+	return time.Duration(p.w.dice.roll(int64(d), p.id+" jitter", p.w.now()))
+}
+
+func (p *process) log() *slog.Logger {
+	if p.w.trace == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(p.w.trace, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: untimed})).With("node", p.id)
 }
 
 // untimed drops from logs what the trace has already, and what differs from run to run.
@@ -286,6 +304,7 @@ func (p *process) deploy(ctx context.Context) error {
 	return p.Follow(ctx, func(keys []store.Key) {
 		p.again(ctx, func() error {
 			certs, err := p.read(ctx, keys)
+			p.learn(keys, certs, err)
 			for _, c := range certs {
 				p.swap(ctx, c)
 			}

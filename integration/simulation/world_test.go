@@ -71,7 +71,8 @@ func newWorld(seed uint64, tr *trace) *world {
 		want[name] = store.Spec{Domains: domains(name, int(w.dice.roll(3, "names", int(i))))}
 	}
 	for i := range 2 + w.dice.roll(4, "nodes", 0) {
-		n := &node{w: w, name: fmt.Sprint("lb", i), served: map[string]*store.Bundle{}, disk: map[string]*store.Bundle{}, want: maps.Clone(want)}
+		n := &node{w: w, name: fmt.Sprint("lb", i), served: map[string]*store.Bundle{}, disk: map[string]*store.Bundle{}, want: maps.Clone(want),
+			copy: storetest.NewMemory(), offers: map[string]*store.Certificate{}}
 		n.edge = i > 1 && w.dice.chance(300, "edge", int(i))
 		w.nodes = append(w.nodes, n)
 	}
