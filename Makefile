@@ -79,8 +79,11 @@ test-docker:
 	integration/tools/images.sh
 	go test -tags docker -count=1 -timeout 15m -run '^TestCompose$$' ./integration
 
+# Medians, beside the alternatives in the same run. What it prints is also for benchstat: ROUNDS=10 for more samples.
+ROUNDS ?= 5
 bench: tools tools-lego
-	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench
+	integration/tools/need.sh wrk wrk
+	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench -rounds $(ROUNDS)
 
 lint: tools-lint
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }
