@@ -152,36 +152,44 @@ type Served struct {
 
 const served0 = "Filename: "
 
-// parseServed reads one block of `show ssl cert FILE`.
+// parseServed reads one block of `show ssl cert FILE`. What it returns is kept for every certificate, so it holds on to nothing of
+// the block.
 func parseServed(block string) (s Served) {
 	var subject, issuer string
 	for l := range strings.Lines(block) {
 		k, v, _ := strings.Cut(strings.TrimSpace(l), ": ")
 		switch k {
 		case "Filename":
-			s.File = strings.TrimPrefix(v, `\`)
+			s.File = strings.Clone(strings.TrimPrefix(v, `\`))
 		case "Status":
-			s.Status = v
+			s.Status = strings.Clone(v)
 		case "Serial":
-			s.Serial = strings.TrimLeft(strings.ToLower(v), "0")
+			s.Serial = strings.Clone(strings.TrimLeft(strings.ToLower(v), "0"))
 		case "SHA1 FingerPrint":
-			s.Fingerprint = strings.ToUpper(v)
+			s.Fingerprint = strings.Clone(strings.ToUpper(v))
 		case "notBefore":
-			s.NotBefore, _ = time.Parse("Jan _2 15:04:05 2006 MST", v)
+			s.NotBefore = date(v)
 		case "notAfter":
-			s.NotAfter, _ = time.Parse("Jan _2 15:04:05 2006 MST", v)
+			s.NotAfter = date(v)
 		case "Subject":
 			subject = v
 		case "Issuer":
 			issuer = v
 		case "Subject Alternative Name":
 			for _, n := range strings.Split(v, ", ") {
-				s.Names = append(s.Names, strings.ToLower(strings.TrimPrefix(n, "DNS:")))
+				s.Names = append(s.Names, strings.Clone(strings.ToLower(strings.TrimPrefix(n, "DNS:"))))
 			}
 		}
 	}
 	s.SelfSigned = subject == issuer && subject != ""
 	return s
+}
+
+// date reads OpenSSL's form of a time, the zero time when it is none. HAProxy's are in GMT, for which time.Parse makes a
+// location each time.
+func date(v string) time.Time {
+	t, _ := time.Parse("Jan _2 15:04:05 2006 MST", v)
+	return t.UTC()
 }
 
 // show reads certificates by file name, in few commands. A file that HAProxy does not have gives a Served

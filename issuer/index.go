@@ -106,7 +106,7 @@ func (x *index) load(ctx context.Context, s store.Store) error {
 	n := newIndex()
 	n.seen = maps.Clone(x.seen)
 	for _, kind := range kept {
-		l, err := s.List(ctx, kind)
+		l, err := store.ListFacts(ctx, s, kind)
 		if err != nil {
 			return err
 		}

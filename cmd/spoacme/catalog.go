@@ -71,7 +71,8 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 		e, err := c.store.Get(ctx, k)
 		switch {
 		case err == nil:
-			c.put(k, strip(e.Record))
+			store.DropPEM(e.Record)
+			c.put(k, e.Record)
 		case errors.Is(err, store.ErrAbsent):
 			c.put(k, nil)
 		case errors.Is(err, store.ErrUnreadable):
@@ -89,12 +90,12 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 func (c *catalog) reload(ctx context.Context) error {
 	fresh, bad := map[store.Key]store.Record{}, map[string]error{}
 	for _, kind := range c.kinds {
-		l, err := c.store.List(ctx, kind)
+		l, err := store.ListFacts(ctx, c.store, kind)
 		if err != nil {
 			return fmt.Errorf("list %s: %w", kind, err)
 		}
 		for _, e := range l.Entries {
-			fresh[e.Key] = strip(e.Record)
+			fresh[e.Key] = e.Record
 		}
 		for _, err := range l.Unreadable {
 			key := err.Error()
@@ -157,17 +158,6 @@ func (c *catalog) announce(keys []store.Key) {
 	if len(names) > 0 {
 		c.changed(names)
 	}
-}
-
-// strip drops what is large or secret.
-func strip(r store.Record) store.Record {
-	switch r := r.(type) {
-	case *store.Certificate:
-		r.Chain, r.Private = "", store.Secret{}
-	case *store.Order:
-		r.Private = store.Secret{}
-	}
-	return r
 }
 
 // lookup returns the record of a certificate of one kind; T is that kind's type.

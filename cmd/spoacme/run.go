@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,7 @@ func newRun() *cobra.Command {
 		Example: "  spoacme run --socket /run/haproxy/admin.sock",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			frugal()
 			level := new(slog.LevelVar)
 			log := slog.New(handler(logJSON, level))
 			issuer.LogLibrary(log)
@@ -34,6 +36,14 @@ func newRun() *cobra.Command {
 	c.Flags().BoolVar(&logJSON, "log-json", false, "log JSON lines")
 	c.Flags().BoolVar(&newAccount, "new-account", false, "allow a new account at a CA where the store has certificates of it but not the account")
 	return c
+}
+
+// frugal makes the garbage collector keep memory small: a sidecar stands on a machine that is there for HAProxy. With
+// 10,000 certificates it is a third of the memory, for little time. GOGC in the environment wins.
+func frugal() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // addSettings gives a command a flag per setting.

@@ -25,6 +25,11 @@ type records struct {
 	close func() error
 }
 
+// ListFacts makes store.ListFacts find the store's own.
+func (r *records) ListFacts(ctx context.Context, kind store.Kind) (store.Listing, error) {
+	return store.ListFacts(ctx, r.Store, kind)
+}
+
 func openStore(s settings.Settings, log *slog.Logger) (*records, error) {
 	if dir := s.StoreDir(); dir != "" {
 		st, err := file.Open(dir, file.Options{Node: s.Node, Log: log})

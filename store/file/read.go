@@ -147,7 +147,17 @@ func overloaded(err error) bool {
 
 // List implements store.Store.
 func (s *Store) List(ctx context.Context, kind store.Kind) (store.Listing, error) {
-	list, err := s.list(ctx, kind)
+	return s.listAs(ctx, kind, func(store.Record) {})
+}
+
+// ListFacts lists without chains and private keys; see store.ListFacts.
+func (s *Store) ListFacts(ctx context.Context, kind store.Kind) (store.Listing, error) {
+	return s.listAs(ctx, kind, store.DropPEM)
+}
+
+// listAs calls trim with every record as soon as it is read.
+func (s *Store) listAs(ctx context.Context, kind store.Kind, trim func(store.Record)) (store.Listing, error) {
+	list, err := s.list(ctx, kind, trim)
 	if err != nil {
 		return store.Listing{}, fmt.Errorf("list %s: %w", kind, err)
 	}
@@ -156,7 +166,7 @@ func (s *Store) List(ctx context.Context, kind store.Kind) (store.Listing, error
 
 // list reads without holding up commits, and then again what has changed meanwhile, until nothing has: so a commit is
 // either in the listing or not.
-func (s *Store) list(ctx context.Context, kind store.Kind) (store.Listing, error) {
+func (s *Store) list(ctx context.Context, kind store.Kind, trim func(store.Record)) (store.Listing, error) {
 	if _, ok := s.index.items[kind]; !ok {
 		return store.Listing{}, errors.New("unknown kind")
 	}
@@ -176,7 +186,7 @@ func (s *Store) list(ctx context.Context, kind store.Kind) (store.Listing, error
 		if len(todo) == 0 {
 			return listing(got), nil
 		}
-		if err := s.getAll(ctx, todo, got); err != nil {
+		if err := s.getAll(ctx, todo, got, trim); err != nil {
 			return store.Listing{}, err
 		}
 	}
@@ -205,7 +215,7 @@ func (s *Store) stale(kind store.Kind, got map[string]result) []store.Key {
 
 const listReaders = 4
 
-func (s *Store) getAll(ctx context.Context, keys []store.Key, got map[string]result) error {
+func (s *Store) getAll(ctx context.Context, keys []store.Key, got map[string]result, trim func(store.Record)) error {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
@@ -215,6 +225,9 @@ func (s *Store) getAll(ctx context.Context, keys []store.Key, got map[string]res
 		wg.Go(func() {
 			for _, key := range part {
 				e, err := s.get(ctx, key)
+				if err == nil {
+					trim(e.Record)
+				}
 				mu.Lock()
 				switch {
 				case err == nil || errors.Is(err, store.ErrUnreadable):
