@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -19,6 +20,9 @@ const (
 
 	// smallBuffer is what a connection keeps for reading between frames.
 	smallBuffer = 2048
+
+	// keptBatch is the largest buffer that a connection keeps for writing.
+	keptBatch = 16 << 10
 )
 
 // conn is the connection that the library gets to see. It hands over whole
@@ -35,6 +39,11 @@ type conn struct {
 	greeted bool   // a HELLO was handed over
 
 	hands chan struct{} // one element for each question that is unanswered
+
+	out     sync.Mutex
+	ready   []byte // whole frames to be sent
+	spare   []byte // the buffer of the last ones
+	sending bool   // somebody is at it
 
 	mu      sync.Mutex
 	drainBy time.Time // zero until the agent stops
@@ -58,20 +67,55 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Write sends one frame. A peer that does not take it in time is cut off.
+// Write sends one frame, together with those of others that are ready: HAProxy asks many questions at once, and
+// system calls are most of what an answer costs. A peer that does not take them in time is cut off.
 func (c *conn) Write(p []byte) (int, error) {
 	if len(p) > prefixLen && frame.Type(p[prefixLen]) == frame.TypeAgentAck {
 		defer func() { <-c.hands }()
 	}
-	var n int
-	err := c.Conn.SetWriteDeadline(time.Now().Add(c.agent.cfg.WriteTimeout))
-	if err == nil {
-		n, err = c.Conn.Write(p)
+	c.out.Lock()
+	c.ready = append(c.ready, p...)
+	if c.sending { // whoever sends takes ours along
+		c.out.Unlock()
+		return len(p), nil
 	}
-	if err != nil {
+	c.sending = true
+	c.out.Unlock()
+	runtime.Gosched() // answers that are about to be ready join in
+	if err := c.send(); err != nil {
 		_ = c.Close() // the error of the write is the one that counts
+		return 0, err
 	}
-	return n, err
+	return len(p), nil
+}
+
+// send writes what is ready until nothing is.
+func (c *conn) send() error {
+	for {
+		c.out.Lock()
+		batch := c.ready
+		if len(batch) == 0 {
+			c.sending = false
+			c.out.Unlock()
+			return nil
+		}
+		c.ready, c.spare = c.spare[:0], nil
+		c.out.Unlock()
+		err := c.Conn.SetWriteDeadline(time.Now().Add(c.agent.cfg.WriteTimeout))
+		if err == nil {
+			_, err = c.Conn.Write(batch)
+		}
+		c.out.Lock()
+		if cap(batch) <= keptBatch {
+			c.spare = batch
+		}
+		if err != nil {
+			c.ready, c.sending = nil, false
+			c.out.Unlock()
+			return err
+		}
+		c.out.Unlock()
+	}
 }
 
 // Close may be called more than once.
