@@ -56,7 +56,7 @@ type Node struct {
 	Leads bool   `json:"leads"` // it issues
 	// Suspect nodes missed the tokens of an order in time: orders don't wait for them until they catch up.
 	Suspect bool         `json:"suspect,omitempty"`
-	Behind  bool         `json:"behind,omitempty"` // has not seen the last change
+	Behind  bool         `json:"behind,omitempty"` // does not keep up with the changes in the store
 	Differs []Difference `json:"differs,omitempty"`
 }
 

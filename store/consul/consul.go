@@ -66,6 +66,7 @@ type Store struct {
 	acks    shared[ackTable]
 	listing rounds[ackTable]
 	seen    seen
+	past    past
 	member  member
 	late    suspects
 	silent  silent

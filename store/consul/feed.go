@@ -169,6 +169,7 @@ func (s *Store) observe(f feedState) {
 		clear(s.seen.floor)
 	}
 	s.seen.mu.Unlock()
+	s.past.saw(f.Epoch, f.Seq)
 	s.member.poke()
 }
 

@@ -92,7 +92,7 @@ type Node struct {
 	Suspect    bool // missed a barrier of this process's
 	Role       Role
 	Generation uint64           // the highest in its token table
-	Behind     bool             // has not acked this epoch, or has not seen the feed's last change
+	Behind     bool             // has not said that it saw a change of the feed, although it had time to
 	Keys       []string         // ids of its sealing keys
 	Drift      map[string]Drift // by certificate; nil when it serves what the store holds
 	MoreDrift  int
@@ -118,7 +118,7 @@ func (s *Store) Nodes(ctx context.Context) ([]Node, error) {
 	for name, r := range acks.nodes {
 		nodes[name] = &Node{
 			Name: name, Live: true, Leads: name == leader, Suspect: suspect[name], Role: r.Role,
-			Generation: r.Generation, Behind: r.Epoch != feed.Epoch || r.Seq < feed.Seq, Keys: r.Keys,
+			Generation: r.Generation, Behind: s.past.behind(r), Keys: r.Keys,
 		}
 	}
 	if err := s.addNodes(ctx, nodes); err != nil {
