@@ -150,7 +150,8 @@ type Store interface {
 	Ack(ctx context.Context, generation uint64) error
 
 	// Barrier waits until every live node has acked generation, or ctx ends, which is no error. It
-	// returns the names of the nodes that have not.
+	// returns the names of the nodes that have not. An error means that it could not be told which
+	// nodes are live: then nothing is known of any, and the tokens count as published nowhere.
 	Barrier(ctx context.Context, generation uint64) (missing []string, err error)
 }
 

@@ -91,7 +91,8 @@ func (s *suspects) add(nodes []string, generation uint64) {
 }
 
 // Barrier implements store.Store. The nodes that count are those with an ack when it is called, and this one. A node
-// that missed the deadline of an earlier barrier is named but not waited for until it has caught up.
+// that missed the deadline of an earlier barrier is named but not waited for until it has caught up. When Consul does not
+// tell before ctx ends who is live, that is an error: an old list would leave out those that have come since.
 func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []string, err error) {
 	epoch, now, err := s.whoIsLive(ctx)
 	if err != nil {

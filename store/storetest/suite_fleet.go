@@ -316,4 +316,9 @@ func testBarrier(s *suite) {
 	if missing, err := s.Barrier(short(), 8); err != nil || len(missing) != 1 {
 		s.Errorf("the next one: %q, %v", missing, err)
 	}
+	ended, cancel := context.WithCancel(s.Context())
+	cancel()
+	if missing, err := s.Barrier(ended, 8); err == nil && len(missing) == 0 {
+		s.Error("with no time to look, it says that every node has the tokens")
+	}
 }
