@@ -53,13 +53,20 @@ func follow(ctx context.Context, st store.Store, log *slog.Logger, apply func(co
 	return st.Follow(ctx, func(keys []store.Key) {
 		retry := backoff.NewExponentialBackOff()
 		retry.MaxInterval = 30 * time.Second
-		_, _ = backoff.Retry(ctx, func() (struct{}, error) {
+		var since time.Time
+		_, err := backoff.Retry(ctx, func() (struct{}, error) {
 			err := apply(ctx, keys)
 			keys = nil
 			return struct{}{}, err
 		}, backoff.WithBackOff(retry), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, d time.Duration) {
-			log.Warn("the store can't be read, trying again", "err", err, "in", d.Round(time.Millisecond))
+			if since.IsZero() {
+				since = time.Now()
+				log.Warn("the store can't be read, trying again", "err", err, "in", d.Round(time.Millisecond))
+			}
 		}))
+		if err == nil && !since.IsZero() {
+			log.Info("the store can be read again", "after", time.Since(since).Round(100*time.Millisecond).String())
+		}
 	}, kinds...)
 }
 

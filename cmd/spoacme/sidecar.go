@@ -299,17 +299,19 @@ const settingsEvery = time.Second
 // watchSettings reads the settings again for every new HAProxy process, and applies them.
 func (sc *sidecar) watchSettings(ctx context.Context) error {
 	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node, alone: sc.fleet == nil}
-	current, stored := sc.set, false
+	current, stored, said := sc.set, false, false
 	var seen dataplane.Process
 	tick := time.NewTicker(settingsEvery)
 	defer tick.Stop()
 	for {
 		if !stored || d.stale() {
 			err := d.want(ctx, current)
-			if err != nil && !stored && ctx.Err() == nil {
-				sc.log.Error("trying again", "err", err)
+			if err != nil && !stored && !said && ctx.Err() == nil {
+				said = true
+				sc.log.Warn("what haproxy.cfg asks for is not in the store yet, trying again", "err", err)
 			}
 			stored = stored || err == nil
+			said = said && err != nil
 		}
 		select {
 		case <-ctx.Done():

@@ -2,6 +2,8 @@ package consul
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,7 +56,7 @@ func newClient(addr address, getenv func(string) string, log *slog.Logger, m *me
 	if err != nil {
 		return nil, fmt.Errorf("connect to Consul at %s: %w", addr, err)
 	}
-	return &client{api: c, addr: addr, log: log, metrics: m}, nil
+	return &client{api: c, addr: addr, log: log, metrics: m, contact: contact{log: log}}, nil
 }
 
 // call is one call that is under way.
@@ -108,12 +110,35 @@ func (k *call) explain(err error) error {
 	switch {
 	case k.status == http.StatusForbidden || strings.Contains(err.Error(), "ACL not found"):
 		return fmt.Errorf("%s: %w: give the token the policy of its role, see haproxy-conf/consul: %w", k.what, errForbidden, err)
+	case strings.Contains(err.Error(), "HTTP request to an HTTPS server"):
+		return fmt.Errorf("%s: Consul at %s speaks HTTPS only: set CONSUL_HTTP_SSL=true, and CONSUL_CACERT where its CA is a private one: %w", k.what, k.c.addr, err)
+	case k.status != 0 && k.status < http.StatusInternalServerError:
+		return fmt.Errorf("%s: %w", k.what, err)
 	case errors.As(err, &dial) && dial.Op == "dial":
-		return fmt.Errorf("%s: no Consul at %s: start its agent or correct SPOACME_STORE: %w", k.what, k.c.addr, dial.Err)
+		err = fmt.Errorf("no Consul at %s: start its agent or correct SPOACME_STORE: %w", k.c.addr, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: Consul at %s does not answer: %w", k.what, k.c.addr, context.DeadlineExceeded)
+		err = fmt.Errorf("Consul at %s does not answer: %w", k.c.addr, context.DeadlineExceeded)
+	default:
+		err = explainTLS(k.c.addr, err)
 	}
-	return fmt.Errorf("%s: %w", k.what, err)
+	return unreached{fmt.Errorf("%s: %w", k.what, err)}
+}
+
+// explainTLS says which of Consul's variables mends a handshake that failed.
+func explainTLS(addr address, err error) error {
+	var alert tls.AlertError
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
+		return fmt.Errorf("Consul at %s does not speak HTTPS: unset CONSUL_HTTP_SSL, or name its HTTPS port in SPOACME_STORE: %w", addr, err)
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return fmt.Errorf("Consul at %s has a certificate of a CA that is not trusted here: name that CA's file in CONSUL_CACERT: %w", addr, err)
+	case errors.As(err, new(x509.HostnameError)):
+		return fmt.Errorf("Consul at %s has a certificate for another name: set CONSUL_TLS_SERVER_NAME: %w", addr, err)
+	case errors.As(err, &alert), strings.Contains(text, "remote error: tls:"):
+		return fmt.Errorf("Consul at %s refuses this client's certificate or its lack: name one of its CA's in CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY: %w", addr, err)
+	}
+	return err
 }
 
 // options of a read that blocks until there is something newer than index, and of one that does not when it is 0.

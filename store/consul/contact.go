@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -12,18 +13,39 @@ const outOfReach = 4 * time.Second
 
 // contact is what the last calls say of Consul.
 type contact struct {
+	log   *slog.Logger
 	mu    sync.Mutex
 	err   error     // of the last call; nil when it was answered
 	since time.Time // when the first call of the streak failed
+	said  bool      // the streak was logged
 }
 
 func (c *contact) note(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now := time.Now()
 	if err != nil && c.err == nil {
-		c.since = time.Now()
+		c.since = now
 	}
 	c.err = err
+	switch {
+	case err == nil && c.said:
+		c.said = false
+		c.log.Info("Consul answers again", "after", lasted(c.since))
+	case err != nil && !c.said && now.Sub(c.since) >= outOfReach:
+		c.said = true
+		c.log.Warn("Consul is out of reach, trying again; what is served stays, nothing is issued", "err", err)
+	}
+}
+
+// fails returns the error of the last call while no call has been answered for long enough.
+func (c *contact) fails() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil || time.Since(c.since) < outOfReach {
+		return nil
+	}
+	return c.err
 }
 
 // noteContact notes how a call ended. One that its caller gave up says nothing.
@@ -36,12 +58,4 @@ func (k *call) noteContact(err error) {
 
 // Reachable returns why nothing can be read from Consul or written to it, nil while something can. Its text ends with
 // what to do.
-func (s *Store) Reachable() error {
-	c := &s.c.contact
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err == nil || time.Since(c.since) < outOfReach {
-		return nil
-	}
-	return c.err
-}
+func (s *Store) Reachable() error { return s.c.contact.fails() }

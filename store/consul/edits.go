@@ -53,7 +53,7 @@ func (s *Store) watchEdits(l *leaseTerm, kind store.Kind) {
 	defer wg.Wait()
 	wg.Go(func() { s.wakeOnEdits(l.ctx, kind, wake) })
 	known := map[store.Key]string{}
-	started := false
+	started, failing := false, streak{c: s.c}
 	for {
 		select {
 		case <-l.ctx.Done():
@@ -69,11 +69,12 @@ func (s *Store) watchEdits(l *leaseTerm, kind store.Kind) {
 		now, err := s.compareEdits(l, kind, known, !started)
 		if err != nil {
 			if l.ctx.Err() == nil {
-				s.log.Warn("can't compare what others wrote, trying again", "err", err)
+				failing.failed("can't compare what others wrote, trying again", err)
 			}
 			timer.Reset(10 * time.Second)
 			continue
 		}
+		failing.over("comparing what others wrote again")
 		known, started = now, true
 	}
 }

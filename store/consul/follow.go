@@ -205,13 +205,13 @@ func (f *follow) compare(ctx context.Context, known map[store.Key]string) map[st
 
 // survey reads the tags of everything that the feed tells of, again until it has them.
 func (f *follow) survey(ctx context.Context) map[store.Key]string {
-	tries := newBackoff()
+	tries, failing := newBackoff(), streak{c: f.s.c}
 	for {
 		tags, err := f.s.tags(ctx, f.kinds)
 		if err == nil || ctx.Err() != nil {
 			return tags
 		}
-		f.s.log.Warn("can't compare with Consul, trying again", "err", err)
+		failing.failed("can't compare with Consul, trying again", err)
 		sleep(ctx, tries.NextBackOff())
 	}
 }

@@ -48,7 +48,7 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 	if s.cfg.Role == RoleEdge {
 		return nil, fmt.Errorf("lead: %s is an edge, which never leads: set SPOACME_ROLE=node if it should", s.cfg.Node)
 	}
-	tries := newBackoff()
+	tries, failing := newBackoff(), streak{c: s.c}
 	for ctx.Err() == nil {
 		s.waitFree(ctx)
 		l, err := s.tryLead(ctx)
@@ -59,7 +59,7 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		s.log.Warn("can't lead, trying again", "err", err)
+		failing.failed("can't lead, trying again", err)
 		if errors.Is(err, errUnfit) {
 			sleep(ctx, unfitPause) // let others
 		}
@@ -143,7 +143,7 @@ func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
 
 func (s *Store) giveBack(ctx context.Context, session string) {
 	if err := s.c.destroy(ctx, session); err != nil {
-		s.log.Warn("a session was not ended; it expires by itself", "err", err)
+		s.log.Info("a session was not ended; it expires by itself", "err", err)
 	}
 }
 

@@ -41,6 +41,7 @@ type ackRecord struct {
 type member struct {
 	s    *Store
 	wake chan struct{}
+	out  streak // of not being in the fleet
 
 	mu               sync.Mutex
 	running          bool
@@ -66,6 +67,7 @@ type epochUser struct {
 
 func (m *member) init(s *Store) {
 	m.s = s
+	m.out.c = s.c
 	m.wake = make(chan struct{}, 1)
 	m.changed = make(chan struct{})
 	m.epochs = map[*epochUser]bool{}
@@ -233,7 +235,7 @@ func (s *Store) Run(ctx context.Context) error {
 			patience = time.Now().Add(3 * ttl)
 		}
 		if err != nil && ctx.Err() == nil {
-			s.log.Warn("this node is not in the fleet, trying again", "node", s.cfg.Node, "err", err)
+			m.out.failed("this node is not in the fleet, trying again", err, "node", s.cfg.Node)
 			if time.Since(start) > ttl {
 				tries.Reset()
 			}
@@ -344,6 +346,7 @@ func (m *member) say(ctx context.Context, session string, all bool) error {
 	m.registered = true
 	m.mu.Unlock()
 	m.setSaid(r)
+	m.out.over("this node is in the fleet again", "node", m.s.cfg.Node)
 	sleep(ctx, ackPace-time.Since(start))
 	return nil
 }
@@ -363,7 +366,7 @@ func (m *member) end(ctx context.Context, session string) {
 	m.saidDrift = nil
 	m.mu.Unlock()
 	if err := m.s.c.destroy(ctx, session); err != nil {
-		m.s.log.Warn("the node's session was not ended; it expires by itself", "node", m.s.cfg.Node, "err", err)
+		m.s.log.Info("the node's session was not ended; it expires by itself", "node", m.s.cfg.Node, "err", err)
 	}
 }
 

@@ -26,7 +26,7 @@ func watch[T any](ctx context.Context, c *client, what string,
 ) {
 	var index uint64
 	failures := newBackoff()
-	failing := false
+	failing := streak{c: c}
 	idle := 0
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -35,18 +35,12 @@ func watch[T any](ctx context.Context, c *client, what string,
 			if ctx.Err() != nil {
 				return
 			}
-			if !failing {
-				c.log.Warn("can't watch "+what+" in Consul, trying again", "err", err)
-			}
-			failing = true
+			failing.failed("can't watch "+what+" in Consul, trying again", err)
 			c.metrics.watchErrors.Inc()
 			sleep(ctx, failures.NextBackOff())
 			continue
 		}
-		if failing {
-			c.log.Info("watching " + what + " in Consul again")
-		}
-		failing = false
+		failing.over("watching " + what + " in Consul again")
 		failures.Reset()
 		if next < index {
 			next = 0 // a restore or a reaped tombstone: read again without waiting
