@@ -28,9 +28,17 @@ var (
 	ErrUnused = errors.New("no bind line uses the certificate")
 	// ErrLocked means that another spoacme looks after the same certificates.
 	ErrLocked = errors.New("another spoacme looks after the same certificates")
+	// errSource means that the source does not tell what should be served.
+	errSource = errors.New("list certificates of the store")
 	// ErrTooBig means that the certificate does not fit HAProxy's buffer.
 	ErrTooBig = errors.New("the certificate does not fit HAProxy's buffer")
 )
+
+// heldBack is why a certificate is not deployed although there is nothing better: it is ErrHeld with a text of its own.
+type heldBack struct{ error }
+
+func (e heldBack) Unwrap() error        { return e.error }
+func (e heldBack) Is(target error) bool { return target == ErrHeld }
 
 // refusal is an error that HAProxy answered with.
 type refusal struct{ text string }

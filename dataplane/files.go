@@ -188,7 +188,9 @@ func (h *HAProxy) storePEM(name, path string, b *store.Bundle) (stored, error) {
 		return stored{}, nil
 	case err == nil || errors.Is(err, fs.ErrNotExist):
 		old, _ := store.ParseBundle(was)
-		if worse := b.Worse(old, time.Now()); worse != nil {
+		if worse := b.Worse(old, time.Now()); worse != nil && old == nil {
+			return stored{}, heldBack{fmt.Errorf("%w; renew it", worse)}
+		} else if worse != nil {
 			return stored{}, fmt.Errorf("%w in %s: %w; import that file, or renew", ErrHeld, path, worse)
 		}
 	case errors.Is(err, fs.ErrPermission):

@@ -96,6 +96,7 @@ type HAProxy struct {
 	all        bool      // compare everything
 	away       bool      // HAProxy did not answer last time
 	err        error     // of the last turn
+	trouble    trouble   // and of those before
 	nextAll    time.Time // when everything is compared next
 	comparedAt time.Time
 	failures   int                  // comparisons in a row

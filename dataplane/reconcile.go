@@ -196,7 +196,7 @@ func (h *HAProxy) compare(ctx context.Context, src Source) error {
 	}
 	wants, err := src.List(ctx)
 	if err != nil {
-		return fmt.Errorf("list certificates of the store: %w", err)
+		return fmt.Errorf("%w: %w", errSource, err)
 	}
 	h.setWanted(wants)
 	var down error
@@ -293,16 +293,45 @@ func (h *HAProxy) confirm(down error) {
 	}
 }
 
-// setErr keeps and logs the state of HAProxy as a whole, once when it changes.
+// passes is how long what mostly passes by itself may last before it is called an error: a store that was not read yet at a
+// start, certificates that somebody else has locked in HAProxy.
+const passes = 10 * time.Second
+
+// trouble is why HAProxy as a whole can't be kept up to date.
+type trouble struct {
+	since time.Time // zero while it can
+	said  string    // the cause that was logged last
+}
+
+// setErr keeps the state of HAProxy as a whole, and logs each cause once. A HAProxy that is gone gives one error after the
+// other, by what was asked of it and by how far it has come in starting: that is one cause.
 func (h *HAProxy) setErr(err error) {
 	h.mu.Lock()
-	before := h.err
+	defer h.mu.Unlock()
 	h.err = err
-	h.mu.Unlock()
+	now := time.Now()
+	t := &h.trouble
+	if err == nil {
+		if t.said != "" {
+			h.log.Info("HAProxy is kept up to date again", "after", now.Sub(t.since).Round(100*time.Millisecond).String())
+		}
+		*t = trouble{}
+		return
+	}
+	if t.since.IsZero() {
+		t.since = now
+	}
+	cause := err.Error()
 	switch {
-	case err == nil && before != nil:
-		h.log.Info("HAProxy is kept up to date again")
-	case err != nil && (before == nil || before.Error() != err.Error()):
+	case errors.Is(err, ErrDown):
+		cause = ErrDown.Error()
+	case errors.Is(err, errSource):
+		if cause = errSource.Error(); now.Sub(t.since) < passes {
+			return
+		}
+	}
+	if cause != t.said {
+		t.said = cause
 		h.log.Error("HAProxy can't be kept up to date", "err", err)
 	}
 }

@@ -23,6 +23,8 @@ type State struct {
 
 	failures int
 	retry    time.Time
+	hindered time.Time // since when only something that passes is in the way; zero when nothing is
+	shouted  bool      // that it does not pass was logged
 }
 
 // Good reports whether HAProxy serves what is wanted, now and after a restart.
@@ -91,14 +93,34 @@ func (h *HAProxy) complain(j *job, s *State) {
 	if j.common && j.disk == nil {
 		return
 	}
+	passing := h.passing(j, s)
 	for _, e := range []struct{ now, before error }{{j.err, s.Err}, {j.disk, s.DiskErr}} {
 		switch {
+		case e.now == j.err && passing:
 		case e.now == nil || e.before != nil && e.now.Error() == e.before.Error():
 		case errors.Is(e.now, ErrBusy) && errors.Is(e.before, ErrBusy), j.common && e.now == j.err:
 		default:
 			h.log.Error("certificate is not deployed", "certificate", j.name, "err", e.now)
 		}
 	}
+}
+
+// passing reports whether what is in the way mostly passes by itself, and logs that it is there, and that it does not pass.
+func (h *HAProxy) passing(j *job, s *State) bool {
+	if !transient(j.err) {
+		s.hindered, s.shouted = time.Time{}, false
+		return false
+	}
+	now := time.Now()
+	switch {
+	case s.hindered.IsZero():
+		s.hindered = now
+		h.log.Warn("certificate is not deployed yet, trying again", "certificate", j.name, "err", j.err)
+	case !s.shouted && now.Sub(s.hindered) >= passes:
+		s.shouted = true
+		h.log.Error("certificate is not deployed", "certificate", j.name, "err", j.err, "for", now.Sub(s.hindered).Round(time.Second).String())
+	}
+	return true
 }
 
 // schedule sets when a failed certificate is tried again.

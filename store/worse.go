@@ -83,7 +83,9 @@ func (b *Bundle) covers(domain string) bool {
 //   - Issued later means a later notBefore; when these are equal, no earlier notAfter. The dates of two CAs are comparable
 //     only roughly. There b may look up to a day earlier, if it covers all names of old.
 func (b *Bundle) Worse(old *Bundle, now time.Time) error {
-	if err := b.checkLeaf(now); err != nil {
+	if err := b.checkLeaf(now); err != nil && old == nil {
+		return fmt.Errorf("the certificate can't be served: %w", err)
+	} else if err != nil {
 		return fmt.Errorf("keep the old certificate: the new one is worse: %w", err)
 	}
 	if old == nil || old.Fingerprint == b.Fingerprint || old.checkLeaf(now) != nil {
