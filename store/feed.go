@@ -97,10 +97,15 @@ func (f *Feed) drop(w *follower) {
 	delete(f.followers, w)
 }
 
-// take returns what is pending, ordered, nil for everything.
+// take returns what is pending, ordered, nil for everything. What came after the wake is taken with it, and so is the wake for
+// that: it would find nothing, which must not be mistaken for everything.
 func (f *Feed) take(w *follower) []Key {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	select {
+	case <-w.wake:
+	default:
+	}
 	all := w.all
 	keys := slices.SortedFunc(maps.Keys(w.keys), compareKeys)
 	w.all = false

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -43,4 +44,34 @@ func TestFeedMergesAndGivesUpCounting(t *testing.T) {
 			t.Error(got)
 		}
 	})
+}
+
+// A follower that is told of everything reads everything: that must not come of changes that follow each other closely.
+func TestFeedTellsOfEverythingOnlyOnce(t *testing.T) {
+	var feed store.Feed
+	const changes = 20_000
+	last := store.Key{Kind: store.KindDemand, Name: "last"}
+	started, ended := make(chan struct{}), make(chan error, 1)
+	everything := 0
+	go func() {
+		ended <- feed.Follow(t.Context(), func(keys []store.Key) {
+			if keys == nil {
+				if everything++; everything == 1 {
+					close(started)
+				}
+			}
+			if slices.Contains(keys, last) {
+				feed.Close()
+			}
+		})
+	}()
+	<-started
+	for i := range changes {
+		feed.Announce(store.Key{Kind: store.KindDemand, Name: fmt.Sprint(i % 100)})
+	}
+	feed.Announce(last)
+	<-ended
+	if everything != 1 {
+		t.Errorf("told of everything %d times in %d changes", everything, changes)
+	}
 }
