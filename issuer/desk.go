@@ -24,6 +24,7 @@ type desk struct {
 	merged     bool                          // demand and wanted are as the last merge left them
 	mergeAt    time.Time                     // when a change that has to wait is due; zero for none
 	offersAt   time.Time                     // when to look at offers; zero for not
+	thinking   time.Duration                 // what the last pass spent on going through all there is, not on waiting for others
 }
 
 // outage is a CA, or our account there, that fails for every certificate alike.
@@ -67,7 +68,10 @@ func (t *term) merge(ctx context.Context, now time.Time) error {
 	if t.merged && (t.mergeAt.IsZero() || t.mergeAt.After(now)) {
 		return nil
 	}
-	wanted, again := t.index.merge(now, t.presence(ctx))
+	present := t.presence(ctx)
+	start := time.Now()
+	wanted, again := t.index.merge(now, present)
+	t.thinking += time.Since(start)
 	var ops []store.Op
 	for _, w := range wanted {
 		ops = append(ops, store.Put(w))
@@ -91,7 +95,10 @@ func (t *term) learn(ctx context.Context) error {
 	maps.Copy(t.pending.keys, n.keys)
 	t.pending.outcomes = append(t.pending.outcomes, n.outcomes...)
 	if t.pending.all {
-		if err := t.index.load(ctx, t.store); err != nil {
+		start := time.Now()
+		err := t.index.load(ctx, t.store)
+		t.thinking += time.Since(start)
+		if err != nil {
 			return err
 		}
 	} else if err := t.index.refresh(ctx, t.store, t.settledKeys()); err != nil {
@@ -162,59 +169,6 @@ func (t *term) write(ctx context.Context, ops []store.Op) error {
 	return nil
 }
 
-// requests carries out what operators asked for. A certificate that is being ordered is stopped first before it is removed.
-func (t *term) requests(ctx context.Context, now time.Time) error {
-	open := slices.SortedFunc(maps.Values(t.index.requests), func(a, b store.Entry) int {
-		ra, rb := a.Record.(*store.Request), b.Record.(*store.Request)
-		return cmp.Or(ra.Asked.Compare(rb.Asked), cmp.Compare(ra.ID, rb.ID))
-	})
-	for _, e := range open {
-		r := e.Record.(*store.Request)
-		if !r.Done.IsZero() {
-			continue
-		}
-		ops, refused := t.index.carryOut(r, now)
-		if stop := t.running[r.Certificate]; stop != nil && refused == nil {
-			if r.Op == store.RequestRemove {
-				stop()
-				continue
-			}
-			ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
-		}
-		if err := t.finish(ctx, e, ops, refused, now); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// finish marks a request as done, together with what it does.
-func (t *term) finish(ctx context.Context, e store.Entry, ops []store.Op, refused error, now time.Time) error {
-	done := *e.Record.(*store.Request)
-	done.Done = now.UTC()
-	if refused != nil {
-		done.Error = refused.Error()
-	}
-	ops = append(ops, store.Put(&done))
-	err := t.commit(ctx, []store.Precondition{{Key: e.Key, Revision: e.Revision}}, ops)
-	var changed *storeError
-	if errors.As(err, &changed) && errors.Is(err, store.ErrRefused) && ctx.Err() == nil { // withdrawn or rewritten meanwhile
-		return t.index.refresh(ctx, t.store, []store.Key{e.Key})
-	}
-	var invalid *failure
-	if errors.As(err, &invalid) && refused == nil {
-		return t.finish(ctx, e, nil, invalid, now)
-	}
-	if err != nil {
-		return err
-	}
-	t.index.apply(ops)
-	delete(t.held, done.Certificate)
-	t.merged = false
-	t.log.Info("request carried out", "op", done.Op, "certificate", done.Certificate, "refused", done.Error)
-	return nil
-}
-
 // candidate is a certificate that looks due.
 type candidate struct {
 	name   string
@@ -226,7 +180,9 @@ type candidate struct {
 // start begins as many tries as there is room for, most urgent first.
 func (t *term) start(ctx context.Context, now time.Time) (next time.Time, err error) {
 	settings, _ := t.current()
+	began := time.Now()
 	due, next := t.candidates(&settings, now)
+	t.thinking += time.Since(began)
 	slices.SortFunc(due, func(a, b candidate) int {
 		return cmp.Or(a.before.Compare(b.before), cmp.Compare(a.name, b.name))
 	})

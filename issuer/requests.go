@@ -1,13 +1,125 @@
 package issuer
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spoacme/spoacme/store"
 )
+
+// errand is a request on its way into the store.
+type errand struct {
+	entry store.Entry
+	asks  *store.Request
+	ops   []store.Op
+}
+
+// requests carries out what operators asked for, as many at once as go into a commit: hundreds may be asked for together. A
+// certificate that is being ordered is stopped first before it is removed.
+func (t *term) requests(ctx context.Context, now time.Time) error {
+	open := slices.SortedFunc(maps.Values(t.index.requests), func(a, b store.Entry) int {
+		ra, rb := a.Record.(*store.Request), b.Record.(*store.Request)
+		return cmp.Or(ra.Asked.Compare(rb.Asked), cmp.Compare(ra.ID, rb.ID))
+	})
+	var together []errand
+	size, named := 0, map[string]bool{}
+	for _, e := range open {
+		r := e.Record.(*store.Request)
+		if !r.Done.IsZero() {
+			continue
+		}
+		if named[r.Certificate] || size > store.MaxOperations/2 { // what it comes to depends on those before
+			if err := t.finishAll(ctx, together, now); err != nil {
+				return err
+			}
+			together, size = nil, 0
+			clear(named)
+		}
+		ops, refused := t.index.carryOut(r, now)
+		if stop := t.running[r.Certificate]; stop != nil && refused == nil {
+			if r.Op == store.RequestRemove {
+				stop()
+				continue
+			}
+			ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
+		}
+		done := finished(e, ops, refused, now)
+		together, size, named[r.Certificate] = append(together, done), size+len(done.ops), true
+	}
+	return t.finishAll(ctx, together, now)
+}
+
+// finished marks a request as done, together with what it does.
+func finished(e store.Entry, ops []store.Op, refused error, now time.Time) errand {
+	done := *e.Record.(*store.Request)
+	done.Done = now.UTC()
+	if refused != nil {
+		done.Error = refused.Error()
+	}
+	return errand{e, &done, append(ops, store.Put(&done))}
+}
+
+// finishAll writes errands in one commit; when the store refuses that, each on its own.
+func (t *term) finishAll(ctx context.Context, errands []errand, now time.Time) error {
+	if len(errands) < 2 {
+		return t.finishEach(ctx, errands, now)
+	}
+	var pre []store.Precondition
+	var ops []store.Op
+	for _, e := range errands {
+		pre = append(pre, store.Precondition{Key: e.entry.Key, Revision: e.entry.Revision})
+		ops = append(ops, e.ops...)
+	}
+	err := t.commit(ctx, pre, ops)
+	switch {
+	case err == nil:
+		for _, e := range errands {
+			t.carriedOut(e)
+		}
+		return nil
+	case errors.As(err, new(*failure)), errors.Is(err, store.ErrRefused) && ctx.Err() == nil:
+		return t.finishEach(ctx, errands, now)
+	}
+	return err
+}
+
+func (t *term) finishEach(ctx context.Context, errands []errand, now time.Time) error {
+	for _, e := range errands {
+		if err := t.finish(ctx, e, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *term) finish(ctx context.Context, e errand, now time.Time) error {
+	err := t.commit(ctx, []store.Precondition{{Key: e.entry.Key, Revision: e.entry.Revision}}, e.ops)
+	var changed *storeError
+	if errors.As(err, &changed) && errors.Is(err, store.ErrRefused) && ctx.Err() == nil { // withdrawn or rewritten meanwhile
+		return t.index.refresh(ctx, t.store, []store.Key{e.entry.Key})
+	}
+	var invalid *failure
+	if errors.As(err, &invalid) && e.asks.Error == "" {
+		return t.finish(ctx, finished(e.entry, nil, invalid, now), now)
+	}
+	if err == nil {
+		t.carriedOut(e)
+	}
+	return err
+}
+
+func (t *term) carriedOut(e errand) {
+	t.index.apply(e.ops)
+	delete(t.held, e.asks.Certificate)
+	t.merged = false
+	t.log.Info("request carried out", "op", e.asks.Op, "certificate", e.asks.Certificate, "refused", e.asks.Error)
+}
 
 // carryOut returns what a request comes to: the operations, or why it is refused, in words for the operator.
 func (x *index) carryOut(r *store.Request, now time.Time) (ops []store.Op, refused error) {

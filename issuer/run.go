@@ -187,7 +187,7 @@ func (t *term) loop(ctx context.Context) error {
 			_, reconfigured = t.current()
 			t.reconfigured()
 		}
-		start := time.Now()
+		t.thinking = 0
 		next, err := t.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			t.log.Warn("can't go on; trying again", "err", err)
@@ -198,7 +198,7 @@ func (t *term) loop(ctx context.Context) error {
 			pause = min(max(time.Until(next), passPause), lookAgain)
 		}
 		timer.Reset(pause)
-		if err := sleep(ctx, max(passPause, 3*time.Since(start))); err != nil { // with very many certificates passes take long
+		if err := sleep(ctx, max(passPause, 3*t.thinking)); err != nil { // with very many certificates passes take long
 			return nil
 		}
 	}
