@@ -92,28 +92,25 @@ func (k *copier) run(ctx context.Context) {
 }
 
 func (k *copier) bring(ctx context.Context, all bool, keys map[store.Key]bool) error {
+	lost := sync.OnceValues(func() ([]store.Entry, error) { return lostAccounts(ctx, k.from, k.to) })
 	if !all {
 		for _, key := range slices.SortedFunc(maps.Keys(keys), func(a, b store.Key) int { return cmp.Compare(a.String(), b.String()) }) {
-			if err := k.one(ctx, key); err != nil {
+			if err := k.one(ctx, key, lost); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	lost, err := lostAccounts(ctx, k.from, k.to)
-	if err != nil {
-		return err
-	}
 	for _, kind := range copied {
-		if err := k.kind(ctx, kind, len(lost) > 0); err != nil {
+		if err := k.kind(ctx, kind, lost); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// one copies a record that may have changed.
-func (k *copier) one(ctx context.Context, key store.Key) error {
+// one copies a record that may have changed. With an account lost nothing is given up.
+func (k *copier) one(ctx context.Context, key store.Key, lost func() ([]store.Entry, error)) error {
 	e, err := k.from.Get(ctx, key)
 	if errors.Is(err, store.ErrUnreadable) {
 		return nil
@@ -124,16 +121,15 @@ func (k *copier) one(ctx context.Context, key store.Key) error {
 	if !errors.Is(err, store.ErrAbsent) {
 		return err
 	}
-	lost, err := lostAccounts(ctx, k.from, k.to)
-	if err != nil || len(lost) > 0 {
+	if gone, err := lost(); err != nil || len(gone) > 0 {
 		return err
 	}
 	return k.commit(ctx, store.Delete(key))
 }
 
-// kind makes the copy of one kind as the original is. With keep nothing is given up. Only what differs is read whole: 10,000
-// certificates with their keys are not held at once.
-func (k *copier) kind(ctx context.Context, kind store.Kind, keep bool) error {
+// kind makes the copy of one kind as the original is. Only what differs is read whole: 10,000 certificates with their keys are not
+// held at once.
+func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store.Entry, error)) error {
 	now, err := store.ListFacts(ctx, k.from, kind)
 	if err != nil {
 		return err
@@ -152,12 +148,12 @@ func (k *copier) kind(ctx context.Context, kind store.Kind, keep bool) error {
 		if there && reflect.DeepEqual(old, e.Record) {
 			continue
 		}
-		if err := k.one(ctx, e.Key); err != nil {
+		if err := k.one(ctx, e.Key, lost); err != nil {
 			return err
 		}
 	}
-	if keep || len(now.Unreadable) > 0 {
-		return nil
+	if gone, err := lost(); err != nil || len(gone) > 0 || len(now.Unreadable) > 0 {
+		return err
 	}
 	for key := range copies {
 		if err := k.commit(ctx, store.Delete(key)); err != nil {

@@ -14,8 +14,8 @@ const (
 	maxBatchBytes   = 4 << 20
 	maxJournalBytes = 16 << 20
 	maxPending      = 1024 // records
-	// pause is how long nothing is committed before files are written.
-	pause = 20 * time.Millisecond
+	// pause is how long nothing is committed before files are written. Most records of an order are gone again by then.
+	pause = 200 * time.Millisecond
 )
 
 // request is one commit on its way to the writer.
