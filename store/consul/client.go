@@ -39,7 +39,7 @@ type client struct {
 }
 
 func newClient(addr address, getenv func(string) string, log *slog.Logger, m *metrics) (*client, error) {
-	rt, err := newTransport(addr, getenv)
+	rt, err := newTransport(addr, getenv, log)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -21,10 +22,12 @@ import (
 type transport struct {
 	addr   address
 	getenv func(string) string
+	log    *slog.Logger // may be nil
 
 	mu      sync.Mutex
 	checked time.Time
 	stamp   string // of all files together
+	bad     badFiles
 	token   string
 	base    *http.Transport
 }
@@ -32,8 +35,8 @@ type transport struct {
 // recheck is how long a changed file may go unnoticed.
 const recheck = time.Second
 
-func newTransport(addr address, getenv func(string) string) (*transport, error) {
-	t := &transport{addr: addr, getenv: getenv}
+func newTransport(addr address, getenv func(string) string, log *slog.Logger) (*transport, error) {
+	t := &transport{addr: addr, getenv: getenv, log: log}
 	_, _, err := t.current()
 	return t, err
 }
@@ -84,7 +87,25 @@ func (t *transport) current() (*http.Transport, string, error) {
 	if t.base == nil {
 		return nil, "", err
 	}
+	if err != nil && t.bad.news(stamp) && t.log != nil {
+		t.log.Warn("changed files for Consul can't be used, the last good ones stay in force", "err", err)
+	}
 	return t.base, t.token, nil
+}
+
+// badFiles are changed files that could not be used.
+type badFiles struct {
+	stamp string
+	times int
+}
+
+// news reports whether files are to be complained of: once, and not while they are being written one after the other.
+func (b *badFiles) news(stamp string) bool {
+	if stamp != b.stamp {
+		*b = badFiles{stamp: stamp}
+	}
+	b.times++
+	return b.times == 3
 }
 
 func (t *transport) stat() string {

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -126,7 +128,8 @@ func TestChangedFilesAreReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt, err := newTransport(addr, getenv)
+	var log bytes.Buffer
+	rt, err := newTransport(addr, getenv, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +157,15 @@ func TestChangedFilesAreReadAgain(t *testing.T) {
 	write(t, env["CONSUL_CLIENT_KEY"], []byte("half of a"))
 	if got := get(); !strings.HasPrefix(got, "two-two ") {
 		t.Error("a half-written file took the last good one away:", got)
+	}
+	if log.Len() > 0 {
+		t.Errorf("complained while files were being written: %s", &log)
+	}
+	for range 5 {
+		get()
+	}
+	if n := strings.Count(log.String(), "CONSUL_CLIENT_KEY"); n != 1 {
+		t.Errorf("complained %d times: %s", n, &log)
 	}
 	if err := os.Remove(env["CONSUL_HTTP_TOKEN_FILE"]); err != nil {
 		t.Fatal(err)
