@@ -2,15 +2,8 @@ package fleet
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net/http"
 	"strings"
 	"testing"
@@ -22,41 +15,21 @@ import (
 )
 
 // central is an authority whose certificates some central tool puts into Consul.
-type central struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
+type central struct{ *fixture.Authority }
 
-func newCentral(t *testing.T) *central {
+func newCentral(t *testing.T) central {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	a, err := fixture.NewAuthority("central")
 	must(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "central"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour), KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
-	cert, err := x509.ParseCertificate(der)
-	must(t, err)
-	return &central{cert, key}
+	return central{a}
 }
 
 // issue returns chain and key in PEM, the chain first as certbot's users concatenate them, and the serial number.
-func (c *central) issue(t *testing.T, name string, from, until time.Time) (text []byte, serial string) {
+func (c central) issue(t *testing.T, name string, from, until time.Time) (text []byte, serial string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	p, err := c.Issue(from, until, name)
 	must(t, err)
-	number, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
-	must(t, err)
-	template := &x509.Certificate{SerialNumber: number, Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotBefore: from, NotAfter: until,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key.Public(), c.key)
-	must(t, err)
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	must(t, err)
-	for _, b := range []*pem.Block{{Type: "CERTIFICATE", Bytes: der}, {Type: "CERTIFICATE", Bytes: c.cert.Raw}, {Type: "PRIVATE KEY", Bytes: private}} {
-		text = append(text, pem.EncodeToMemory(b)...)
-	}
-	return text, number.Text(16)
+	return append(p.Chain, p.Key...), p.Serial
 }
 
 // upload is `curl --upload-file`, and returns how long it took until every HAProxy served it.
