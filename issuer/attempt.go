@@ -30,20 +30,29 @@ func (i *Issuer) wait(c class, n int) time.Duration {
 	return d + i.jitter(d/10)
 }
 
-// begun is the attempt as it is stored before the CA is called: one more failure until it proves otherwise.
+// begun is the attempt as it is stored before the CA is called: one more failure until it proves otherwise. One that goes on
+// where another was cut short is no second failure.
 func (i *Issuer) begun(name, ca string, prev *store.Attempt, now time.Time) *store.Attempt {
 	a := &store.Attempt{Name: name, CA: ca, Failures: 1, Tried: now}
-	if prev != nil {
+	switch {
+	case prev == nil:
+	case prev.Error == "":
+		a.Failures, a.CutShort = max(prev.Failures, 1), prev.CutShort+1
+	default:
 		a.Failures = prev.Failures + 1
 	}
-	a.Next = now.Add(i.wait(classUnavailable, a.Failures))
+	a.Next = now.Add(i.wait(classUnavailable, a.Failures+a.CutShort))
 	return keepLimit(a, prev)
 }
 
-// afterwards is the attempt that a has become through f.
-func (i *Issuer) afterwards(a *store.Attempt, prev *store.Attempt, f *failure, now time.Time) *store.Attempt {
+// afterwards is the attempt that a has become through f. That an order which was gone on with is over is no other failure
+// than the one that it was left with.
+func (i *Issuer) afterwards(a *store.Attempt, prev *store.Attempt, f *failure, resumed bool, now time.Time) *store.Attempt {
 	b := *a
-	b.Error, b.Domain = f.Error(), f.domain
+	if resumed && f.gone && prev != nil && prev.Error != "" {
+		b.Failures = prev.Failures
+	}
+	b.Error, b.Domain, b.CutShort = f.Error(), f.domain, 0
 	b.Next = now.Add(i.wait(f.class, b.Failures))
 	b.Limited = f.class == classLimited
 	if b.Next.Before(f.until) {
@@ -71,7 +80,7 @@ func ready(a *store.Attempt, now time.Time) time.Time {
 		return time.Time{}
 	case a.Tried.After(now.Add(5 * time.Minute)): // the clock was set back since
 		return time.Time{}
-	case a.Error == "" && !a.Limited && a.Failures <= mayCutShort:
+	case a.Error == "" && !a.Limited && a.CutShort < mayCutShort:
 		return time.Time{}
 	}
 	return a.Next

@@ -210,9 +210,10 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 	f := fail(o.err)
 	prev := t.index.attempts[o.name]
 	a := t.begun(o.name, o.ca, prev, now.UTC())
+	resumed := false
 	var ops []store.Op
 	if p := o.plan; p != nil {
-		prev = p.prev
+		prev, resumed = p.prev, p.why == recorded
 		if p.attempt != nil {
 			a = p.attempt
 		}
@@ -223,7 +224,7 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 		}
 		ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key.Kind == store.KindAttempt })
 	}
-	a = t.afterwards(a, prev, f, now.UTC())
+	a = t.afterwards(a, prev, f, resumed, now.UTC())
 	ops = append(ops, store.Put(a))
 	if b := t.closed(o.ca, f, now); b != nil {
 		ops = append(ops, store.Put(b))

@@ -100,7 +100,8 @@ type Attempt struct {
 	Meta
 	Name     string    `json:"name"`
 	CA       string    `json:"ca"`
-	Failures int       `json:"failures"` // in a row; a try that is under way counts as one
+	Failures int       `json:"failures"`            // in a row; a try that is under way counts as one
+	CutShort int       `json:"cut_short,omitempty"` // tries since the last failure that ended without a verdict
 	Tried    time.Time `json:"tried"`
 	Next     time.Time `json:"next"` // no try before
 	Error    string    `json:"error,omitempty"`

@@ -144,6 +144,7 @@ func TestValidRecords(t *testing.T) {
 		{broken(func(r *store.Order) { r.Started = time.Time{} }), "started is missing"},
 		{broken(func(r *store.Order) { r.Finalized = true }), "finalized, but url is missing"},
 		{broken(func(r *store.Attempt) { r.Failures = -1 }), "failures is -1"},
+		{broken(func(r *store.Attempt) { r.CutShort = -1 }), "cut_short is -1"},
 		{broken(func(r *store.Attempt) { r.Error = strings.Repeat("x", 8193) }), "error: 8193 characters, the limit is 8192"},
 		{broken(func(r *store.Attempt) { r.Error = pemKey }), "error holds a private key"},
 		{broken(func(r *store.Budget) { r.CA = "https://x" }), `name "https://x": use`},

@@ -69,6 +69,9 @@ func (r *Attempt) Validate() error {
 	if err == nil && r.Failures < 0 {
 		err = fmt.Errorf("failures is %d", r.Failures)
 	}
+	if err == nil && r.CutShort < 0 {
+		err = fmt.Errorf("cut_short is %d", r.CutShort)
+	}
 	return err
 }
 
