@@ -117,6 +117,16 @@ func (b *bench) put(r store.Record) {
 	}
 }
 
+// leave puts a record that only a leader writes, as a restore brings it back.
+func (b *bench) leave(r store.Record) {
+	b.t.Helper()
+	data, err := store.Encode(r, store.Plain{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.store.Edit(r.Key(), data)
+}
+
 // read returns a record, nil when there is none.
 func read[R store.Record](b *bench, kind store.Kind, name string) (r R) {
 	b.t.Helper()

@@ -19,6 +19,7 @@ type desk struct {
 	held       map[string]time.Time          // certificates that are not looked at before, for reasons that are not stored
 	outages    map[string]*outage            // by CA directory
 	limited    map[string]int                // rate limits in a row on single certificates, by CA directory
+	renewals   map[string]time.Time          // Wanted.RenewAsked of what this term was asked to renew and has not yet
 	settingsAt time.Time                     // when the settings last changed during this term
 	said       map[string]bool               // warnings that were given already
 	merged     bool                          // demand and wanted are as the last merge left them
@@ -37,6 +38,7 @@ func newDesk() desk {
 	return desk{
 		index: newIndex(), pending: news{keys: map[store.Key]bool{}}, running: map[string]context.CancelFunc{},
 		held: map[string]time.Time{}, outages: map[string]*outage{}, limited: map[string]int{}, said: map[string]bool{},
+		renewals: map[string]time.Time{},
 	}
 }
 
@@ -57,6 +59,9 @@ func (t *term) pass(ctx context.Context) (next time.Time, err error) {
 		return next, err
 	}
 	if err := t.takeOffers(ctx, now); err != nil {
+		return next, err
+	}
+	if err := t.dropIntents(ctx, now); err != nil {
 		return next, err
 	}
 	next, err = t.start(ctx, now)
@@ -175,6 +180,7 @@ type candidate struct {
 	ca     CA
 	placed bool      // its order is recorded
 	before time.Time // what it has ends then
+	renew  time.Time // of the renew that this term was asked for; zero for none
 }
 
 // start begins as many tries as there is room for, most urgent first.
@@ -231,7 +237,7 @@ func (t *term) candidates(settings *Settings, now time.Time) (due []candidate, n
 func (t *term) consider(settings *Settings, name string, now time.Time) (c candidate, at time.Time, ok bool) {
 	x := t.index
 	w, have, order := x.wanted[name], x.issued[name], x.orders[name]
-	c = candidate{name: name, placed: order.url != ""}
+	c = candidate{name: name, placed: order.url != "", renew: t.renewals[name]}
 	if have != nil {
 		c.before = have.notAfter
 	}

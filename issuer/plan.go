@@ -25,25 +25,26 @@ type plan struct {
 // errNothing means that the fresh read shows nothing to do.
 var errNothing = errors.New("nothing to do")
 
-// newPlan reads what there is about a certificate and decides. ca is where a new order would go. Time alone
-// counts by the CA's clock.
-func (t *term) newPlan(ctx context.Context, name string, ca CA) (*plan, error) {
-	p := &plan{name: name}
-	recorded, err := p.read(ctx, t.store)
+// newPlan reads what there is about a certificate and decides. Time alone counts by the CA's clock.
+func (t *term) newPlan(ctx context.Context, c candidate) (*plan, error) {
+	p := &plan{name: c.name}
+	placed, err := p.read(ctx, t.store)
 	if err != nil {
 		return nil, err
 	}
-	if recorded != nil && recorded.URL != "" {
-		p.why, p.order = "resumed", *recorded
+	if placed != nil && placed.URL != "" {
+		p.why, p.order = recorded, *placed
 		return p, nil
 	}
 	if p.wanted == nil || !active(p.wanted) {
 		return nil, errNothing
 	}
-	if p.why, err = t.reason(p, ca); err != nil {
+	if p.why, err = t.reason(p, c.ca); err != nil {
 		return nil, err
 	}
-	if p.why != asked {
+	// What an operator asked this very leader for, no node can have yet. A renew that was found in the store may have been
+	// carried out before the store went back to it.
+	if p.why != asked || !p.wanted.RenewAsked.Equal(c.renew) {
 		found, err := t.regain(ctx, p)
 		if err != nil {
 			return nil, err
@@ -56,11 +57,11 @@ func (t *term) newPlan(ctx context.Context, name string, ca CA) (*plan, error) {
 		return nil, &failure{class: classRefused, err: errors.New("dns-01 is not built in; use http-01")}
 	}
 	p.order = store.Order{
-		Name: name, CA: ca.Directory, Account: AccountID(ca), Spec: p.wanted.Spec, Generation: p.wanted.Generation,
+		Name: p.name, CA: c.ca.Directory, Account: AccountID(c.ca), Spec: p.wanted.Spec, Generation: p.wanted.Generation,
 		Started: time.Now().UTC(),
 	}
-	if recorded != nil && recorded.Spec.KeyType == p.order.Spec.KeyType {
-		p.order.Private = recorded.Private // the intent of a try that was cut short
+	if placed != nil && placed.Spec.KeyType == p.order.Spec.KeyType {
+		p.order.Private = placed.Private // the intent of a try that was cut short
 	}
 	return p, nil
 }

@@ -117,6 +117,9 @@ func (t *term) finish(ctx context.Context, e errand, now time.Time) error {
 func (t *term) carriedOut(e errand) {
 	t.index.apply(e.ops)
 	delete(t.held, e.asks.Certificate)
+	if e.asks.Op == store.RequestRenew && e.asks.Error == "" {
+		t.renewals[e.asks.Certificate] = e.asks.Done // as carryOut wrote it
+	}
 	t.merged = false
 	t.log.Info("request carried out", "op", e.asks.Op, "certificate", e.asks.Certificate, "refused", e.asks.Error)
 }

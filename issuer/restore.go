@@ -12,9 +12,9 @@ import (
 )
 
 // What the store has lost is taken back from where it still is, and nothing is ordered again that is still good: first
-// from this process's own copy and disk, then from the nodes, who are asked before every order that no operator
-// asked for. When all live nodes have said that they have nothing, or for a minute said nothing, the order is placed: so
-// that the first certificates of a new fleet wait for one round of answers and no longer.
+// from this process's own copy and disk, then from the nodes, who are asked before every order but one that an operator
+// asked this very leader for. When all live nodes have said that they have nothing, or for a minute said nothing, the
+// order is placed: so that the first certificates of a new fleet wait for one round of answers and no longer.
 //
 // What is taken back is looked at as if a CA had sent it: the key fits, the chain is complete as far as the leaf's
 // issuer, every signature in it is right, all of it is in date, the leaf is for TLS servers and not self-signed, it

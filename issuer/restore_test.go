@@ -168,6 +168,49 @@ func TestOlderSnapshot(t *testing.T) {
 	})
 }
 
+// A snapshot from between a renew and its certificate is restored: the renew was carried out, and whoever has what came of
+// it is believed before another one is ordered.
+func TestOlderRenew(t *testing.T) {
+	for name, who := range map[string]string{"on our own disk": "", "on another node": "two", "lost with its node": "nobody"} {
+		bubble(t, name, func(t *testing.T, b *bench) {
+			f := b.join("one", "two")
+			b.demand("shop=shop.example.com")
+			b.start()
+			b.settle(time.Second)
+			restore := b.store.Snapshot()
+			b.settle(day)
+			b.ask(store.RequestRenew, "shop", store.Spec{})
+			renewed, wanted := b.stored("shop"), read[*store.Wanted](b, store.KindWanted, "shop")
+			bundle, err := renewed.Bundle()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.stop()
+			restore()
+			b.leave(wanted)
+			want := 2
+			switch d := (disk{"shop": bundle}); who {
+			case "":
+				b.cfg.Disk = d.read
+			case "nobody":
+				want = 3
+			default:
+				f.nodes[who].Disk = d.read
+			}
+			b.start()
+			b.settle(10 * time.Second)
+			if c := b.stored("shop"); b.ca.total(orders) != want || want == 2 && c.Fingerprint != renewed.Fingerprint {
+				t.Errorf("%d orders, want %d; serial %s after %s", b.ca.total(orders), want, c.Serial, renewed.Serial)
+			}
+			b.settle(time.Hour)
+			b.clean()
+			if b.ca.total(orders) != want {
+				t.Errorf("%d orders after an hour", b.ca.total(orders))
+			}
+		})
+	}
+}
+
 // What is offered is not believed.
 func TestBadOffers(t *testing.T) {
 	bubble(t, "refused", func(t *testing.T, b *bench) {

@@ -124,7 +124,7 @@ func (t *term) try(ctx context.Context, c candidate) {
 	t.metrics.inFlight.Set(float64(t.inFlight.Add(1)))
 	t.orders.Go(func() {
 		o := outcome{name: c.name, began: time.Now(), ca: c.ca.Directory, placed: c.placed}
-		o.plan, o.err = t.newPlan(ctx, c.name, c.ca)
+		o.plan, o.err = t.newPlan(ctx, c)
 		if o.err == nil {
 			f := &flow{t: t, plan: o.plan}
 			o.err = f.run(ctx)
@@ -167,6 +167,7 @@ func (t *term) issued(o outcome) {
 	if o.plan.stored != nil {
 		t.index.issued[o.name] = factsOf(o.plan.stored)
 	}
+	delete(t.renewals, o.name)
 	delete(t.outages, o.ca)
 	delete(t.limited, o.ca)
 	t.metrics.orders.WithLabelValues(CAID(o.ca), "issued").Inc()
