@@ -164,7 +164,7 @@ func (w *world) seeIssue(c *issued) {
 		w.trace.add("decision: %s: %s", o.name, why)
 		return
 	}
-	if n := w.has(last); n != nil && !w.askedAgain(o.name) {
+	if n := w.has(last); n != nil {
 		w.fail("certificate %d of %s, order %d, is ordered although %s has %d", c.serial, o.name, o.number, n.name, last.serial)
 	}
 	if w.loss.again[o.name] {
@@ -185,16 +185,6 @@ func (w *world) has(c *issued) *node {
 		}
 	}
 	return nil
-}
-
-// askedAgain reports whether the store was set back to where a renew was asked for and not carried out: an order that an
-// operator asked for is placed without asking the nodes.
-func (w *world) askedAgain(name string) bool {
-	e, _ := w.data.Get(context.Background(), store.Key{Kind: store.KindWanted, Name: name})
-	i, _ := w.data.Get(context.Background(), store.Key{Kind: store.KindIssued, Name: name})
-	wanted, ok := e.Record.(*store.Wanted)
-	c, have := i.Record.(*store.Certificate)
-	return ok && have && c.IssuedAt.Before(wanted.RenewAsked)
 }
 
 // decision says why a certificate may follow another one.

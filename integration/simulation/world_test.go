@@ -230,9 +230,6 @@ func (w *world) unsettled() string {
 func (w *world) differs(name string, spec store.Spec) string {
 	for _, kind := range []store.Kind{store.KindOrder, store.KindChallenges} {
 		e, _ := w.data.Get(context.Background(), store.Key{Kind: kind, Name: name})
-		if o, ok := e.Record.(*store.Order); ok && o.URL == "" && !w.loss.at.IsZero() {
-			continue // the intent that a restore brought back stays until the next order
-		}
 		if e.Record != nil {
 			return "has a record left: " + string(kind)
 		}
