@@ -43,6 +43,7 @@ func newClient(addr address, getenv func(string) string, log *slog.Logger, m *me
 	if err != nil {
 		return nil, err
 	}
+	rt.received = m.received
 	config := &api.Config{
 		Address: addr.host, Scheme: addr.scheme, PathPrefix: addr.path, Datacenter: addr.dc,
 		Token:      "set by the transport", // else the client would read the token's file itself, once

@@ -12,6 +12,7 @@ type metrics struct {
 	commits     prometheus.Counter
 	txns        prometheus.Counter
 	unknown     prometheus.Counter
+	received    prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -26,16 +27,17 @@ func newMetrics() *metrics {
 		leading: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "spoacme", Subsystem: "consul", Name: "leading", Help: "1 while this node leads the fleet.",
 		}),
-		commits: counter("commits_total", "Commits that were written under the lease."),
-		txns:    counter("transactions_total", "Transactions that they took."),
-		unknown: counter("unanswered_total", "Transactions that were not answered in time."),
+		commits:  counter("commits_total", "Commits that were written under the lease."),
+		txns:     counter("transactions_total", "Transactions that they took."),
+		unknown:  counter("unanswered_total", "Transactions that were not answered in time."),
+		received: counter("received_bytes_total", "Bytes of Consul's answers, without their headers."),
 	}
 }
 
 // Metrics returns what a process may register.
 func (s *Store) Metrics() []prometheus.Collector {
 	m := s.metrics
-	return []prometheus.Collector{m.calls, m.watchErrors, m.leading, m.commits, m.txns, m.unknown}
+	return []prometheus.Collector{m.calls, m.watchErrors, m.leading, m.commits, m.txns, m.unknown, m.received}
 }
 
 func (m *metrics) called(err error) {

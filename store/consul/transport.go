@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // transport carries the requests. It reads the files of token, CA and client certificate again when they changed,
@@ -22,7 +25,9 @@ import (
 type transport struct {
 	addr   address
 	getenv func(string) string
-	log    *slog.Logger // may be nil
+	// received counts the bytes of answers; may be nil.
+	received prometheus.Counter
+	log      *slog.Logger // may be nil
 
 	mu      sync.Mutex
 	checked time.Time
@@ -58,7 +63,22 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if status, ok := r.Context().Value(statusKey{}).(*int); ok && resp != nil {
 		*status = resp.StatusCode
 	}
+	if err == nil && t.received != nil {
+		resp.Body = &counted{resp.Body, t.received}
+	}
 	return resp, err
+}
+
+// counted counts what is read.
+type counted struct {
+	io.ReadCloser
+	bytes prometheus.Counter
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	c.bytes.Add(float64(n))
+	return n, err
 }
 
 // current returns the connections and the token to use now. When changed files can't be used the last good ones stay.
@@ -199,6 +219,7 @@ func (t *transport) dialer(config *tls.Config) *http.Transport {
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 3 * time.Second,
 		MaxIdleConnsPerHost: 16,
+		DisableCompression:  true, // the agent is on this host: the bytes cost nothing, compressing them does
 		IdleConnTimeout:     90 * time.Second,
 		// A connection whose other end is gone must not swallow one request after the other.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
