@@ -42,6 +42,8 @@ type member struct {
 	s    *Store
 	wake chan struct{}
 	out  streak // of not being in the fleet
+	// stayed holds one token when the session was renewed: then the ack may say what nobody waits for.
+	stayed chan struct{}
 
 	mu               sync.Mutex
 	running          bool
@@ -68,7 +70,7 @@ type epochUser struct {
 func (m *member) init(s *Store) {
 	m.s = s
 	m.out.c = s.c
-	m.wake = make(chan struct{}, 1)
+	m.wake, m.stayed = make(chan struct{}, 1), make(chan struct{}, 1)
 	m.changed = make(chan struct{})
 	m.epochs = map[*epochUser]bool{}
 }
@@ -266,53 +268,67 @@ func (m *member) live(ctx context.Context) error {
 		case <-m.wake:
 		}
 	}
-	renewed := time.Now()
+	began := time.Now()
 	session, err := m.s.c.session(ctx, "spoacme node "+m.s.cfg.Node, api.SessionBehaviorDelete)
 	if err != nil {
 		return err
 	}
 	defer m.end(ctx, session)
-	tick := time.NewTicker(renews)
-	defer tick.Stop()
-	if err := m.say(ctx, session, true); err != nil {
-		return err
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-m.wake:
-			err = m.say(ctx, session, false)
-		case <-tick.C:
-			tick.Reset(renews)
-			if err = m.stay(ctx, session, &renewed); err == nil {
-				err = m.say(ctx, session, true)
-			} else {
-				tick.Reset(renewsAgain)
-			}
-		}
-		if err != nil && (errors.Is(err, errGone) || time.Since(renewed) > ttl) {
+	term, lose := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer lose(nil)
+	wg.Go(func() { lose(m.stay(term, session, began)) })
+	tries := newBackoff()
+	for all, first := true, true; ; first = false {
+		err := m.say(term, session, all)
+		switch {
+		case err == nil:
+			tries.Reset()
+		case first || errors.Is(err, errGone):
 			return err
+		default:
+			sleep(term, min(tries.NextBackOff(), renewsAgain))
+		}
+		select {
+		case <-term.Done():
+			if ctx.Err() != nil {
+				return nil
+			}
+			return context.Cause(term)
+		case <-m.wake:
+			all = false
+		case <-m.stayed:
+			all = true
 		}
 	}
 }
 
 var errGone = errors.New("the session of this node is gone")
 
-// stay renews the session.
-func (m *member) stay(ctx context.Context, session string, renewed *time.Time) error {
-	if m.stuck() {
-		return fmt.Errorf("%w: given up, the token table is not being kept up to date", errGone)
+// stay renews the session until ctx ends or the session is lost. No write of the ack holds that up.
+func (m *member) stay(ctx context.Context, session string, renewed time.Time) error {
+	for pause := renews; sleep(ctx, pause); {
+		if m.stuck() {
+			return fmt.Errorf("%w: given up, the token table is not being kept up to date", errGone)
+		}
+		start := time.Now()
+		alive, err := m.s.c.renew(ctx, session)
+		switch {
+		case err == nil && !alive:
+			return errGone
+		case err == nil:
+			renewed, pause = start, renews
+			select {
+			case m.stayed <- struct{}{}:
+			default:
+			}
+		case time.Since(renewed) > ttl:
+			return err
+		default:
+			pause = renewsAgain
+		}
 	}
-	start := time.Now()
-	alive, err := m.s.c.renew(ctx, session)
-	if err != nil {
-		return err
-	}
-	if !alive {
-		return errGone
-	}
-	*renewed = start
 	return nil
 }
 
@@ -336,7 +352,6 @@ func (m *member) say(ctx context.Context, session string, all bool) error {
 	ok, err := m.s.c.acquire(ctx, m.s.keys.ack(m.s.cfg.Node), value, session)
 	if err != nil {
 		m.poke() // again
-		sleep(ctx, ackPace)
 		return err
 	}
 	if !ok {
