@@ -71,6 +71,12 @@ type Store struct {
 	late    suspects
 	silent  silent
 	fresh   freshTable
+	facts   facts
+	lately  lately
+	leading atomic.Bool // between winning and losing the lock
+
+	manifestList, wantedList sharedList
+
 	metrics *metrics
 
 	health        atomic.Pointer[health]
@@ -123,6 +129,9 @@ type seen struct {
 	fleet string
 	// floor is the least index at which a key that the feed announced may be read.
 	floor map[store.Key]uint64
+	// told is the id of the last change of each key that the feed told of; last is the newest of all.
+	told map[store.Key]string
+	last feedChange
 	// held tells which keys of ours every live node holds; nil while nobody knows.
 	held map[string]bool
 	// jumped is when the feed was last seen to be gone or an older one.

@@ -160,6 +160,7 @@ func (s *Store) observe(f feedState) {
 		s.seen.floor = map[store.Key]uint64{}
 	}
 	s.seen.seq, s.seen.index = f.Seq, f.index
+	s.hear(f)
 	for _, text := range f.last().Keys {
 		if k, ok := parseChanged(text); ok {
 			s.seen.floor[k.key] = f.index
@@ -219,11 +220,15 @@ func (s *Store) Manifest(ctx context.Context) (map[string]Summary, error) {
 	if err != nil {
 		return nil, err
 	}
+	return joined(parts), nil
+}
+
+func joined(parts map[byte]shard) map[string]Summary {
 	all := map[string]Summary{}
 	for _, part := range parts {
 		maps.Copy(all, part.Names)
 	}
-	return all, nil
+	return all
 }
 
 // manifest reads the parts that are there. What can't be read is as good as absent: the leader writes it anew.
@@ -232,6 +237,10 @@ func (s *Store) manifest(ctx context.Context) (map[byte]shard, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.parseManifest(pairs), nil
+}
+
+func (s *Store) parseManifest(pairs api.KVPairs) map[byte]shard {
 	parts := map[byte]shard{}
 	for i := range byte(shards) {
 		at := slices.IndexFunc(pairs, func(p *api.KVPair) bool { return p.Key == s.keys.manifest(i) })
@@ -240,5 +249,5 @@ func (s *Store) manifest(ctx context.Context) (map[byte]shard, error) {
 			parts[i] = part
 		}
 	}
-	return parts, nil
+	return parts
 }

@@ -220,7 +220,7 @@ func (f *follow) survey(ctx context.Context) map[store.Key]string {
 func (s *Store) tags(ctx context.Context, kinds []store.Kind) (map[store.Key]string, error) {
 	tags := map[store.Key]string{}
 	if slices.Contains(kinds, store.KindIssued) {
-		names, err := s.Manifest(ctx)
+		names, err := s.sharedManifest(ctx)
 		if err != nil {
 			return tags, err
 		}
@@ -237,7 +237,7 @@ func (s *Store) tags(ctx context.Context, kinds []store.Kind) (map[store.Key]str
 	}
 	if slices.Contains(kinds, store.KindWanted) {
 		dir := s.keys.dir(string(store.KindWanted))
-		pairs, _, err := s.c.list(ctx, dir, 0)
+		pairs, err := s.listWanted(ctx)
 		if err != nil {
 			return tags, err
 		}

@@ -131,7 +131,9 @@ func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
 	}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	l.writer = &writer{l: l, queue: make(chan *commit)}
+	s.leading.Store(true)
 	if err := l.begin(ctx); err != nil {
+		s.leading.Store(false)
 		l.cancel(err)
 		s.giveBack(ctx, session)
 		return nil, err
@@ -157,6 +159,7 @@ func (l *leaseTerm) run() {
 	wg.Go(func() { l.s.watchLeader(l.ctx, l.sawLeader) })
 	wg.Go(func() { l.s.lookAfter(l) })
 	wg.Wait()
+	l.s.leading.Store(false)
 	l.s.metrics.leading.Set(0)
 	l.s.giveBack(l.ctx, l.session)
 	l.s.log.Info("this node no longer leads the fleet", "node", l.s.cfg.Node, "err", context.Cause(l.ctx))

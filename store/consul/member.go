@@ -218,6 +218,7 @@ func (s *Store) Run(ctx context.Context) error {
 	_, leave := s.feed.join() // keeps the epoch known
 	defer leave()
 	wg.Go(func() { s.registerService(ctx) })
+	wg.Go(func() { s.keepFacts(ctx) })
 	if s.cfg.Role == RoleIssuer {
 		<-ctx.Done()
 		return nil

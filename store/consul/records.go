@@ -22,11 +22,7 @@ func (s *Store) Get(ctx context.Context, key store.Key) (store.Entry, error) {
 	if err := validKey(key); err != nil {
 		return store.Entry{}, fmt.Errorf("get %s: %w: %w", key, store.ErrAbsent, err)
 	}
-	pair, index, err := s.c.get(ctx, s.keys.record(key), 0)
-	if err == nil && index < s.floor(key) {
-		// The feed told of a newer one than this server knows.
-		pair, _, err = s.c.getConsistent(ctx, s.keys.record(key))
-	}
+	pair, err := s.getAnnounced(ctx, key)
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("get %s: %w", key, err)
 	}
@@ -37,7 +33,27 @@ func (s *Store) Get(ctx context.Context, key store.Key) (store.Entry, error) {
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("get %s: %w", key, err)
 	}
-	return entry(key, pair, sealer)
+	e, err := entry(key, pair, sealer)
+	if err == nil {
+		s.facts.read(e, pair)
+	}
+	return e, err
+}
+
+// getAnnounced reads a record, at least as new as the feed told. The leader always asks: others may have edited it.
+func (s *Store) getAnnounced(ctx context.Context, key store.Key) (*api.KVPair, error) {
+	read := func() (*api.KVPair, error) {
+		pair, index, err := s.c.get(ctx, s.keys.record(key), 0)
+		if err == nil && index < s.floor(key) {
+			// The feed told of a newer one than this server knows.
+			pair, _, err = s.c.getConsistent(ctx, s.keys.record(key))
+		}
+		return pair, err
+	}
+	if change := s.announced(key); change != "" && !s.leading.Load() {
+		return s.lately.get(ctx, key, change, read)
+	}
+	return read()
 }
 
 func validKey(k store.Key) error {
@@ -86,6 +102,9 @@ func (s *Store) listKind(ctx context.Context, kind store.Kind, dir string) (api.
 		if pairs, ok := s.fresh.take(); ok {
 			return pairs, nil
 		}
+	}
+	if kind == store.KindWanted {
+		return s.listWanted(ctx)
 	}
 	pairs, _, err := s.c.list(ctx, dir, 0)
 	return pairs, err

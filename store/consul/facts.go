@@ -1,0 +1,315 @@
+package consul
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/spoacme/spoacme/store"
+)
+
+// factsFile is what StateDir keeps of what is issued, neither chains nor keys: a process that starts reads from Consul
+// what has changed since, and not everything.
+const factsFile = "facts"
+
+// factsEvery is how often that file is written at most.
+const factsEvery = 30 * time.Second
+
+// fact is a certificate without chain and key. The record is shared by all who list, and never changed.
+type fact struct {
+	tag      string // of the stored value
+	revision store.Revision
+	record   *store.Certificate
+}
+
+// factsLine is a line of the file.
+type factsLine struct {
+	Tag      string          `json:"t"`
+	Revision store.Revision  `json:"r"`
+	Name     string          `json:"n"`
+	Record   json.RawMessage `json:"c"`
+}
+
+// facts is what this process knows of what is issued, as of the last listing and of what was read since.
+type facts struct {
+	reading sync.Mutex // one listing at a time: the second one finds what the first one fetched
+
+	mu    sync.Mutex
+	known map[string]fact // nil until the file was read
+	news  bool            // there is something that the file does not have
+}
+
+// ListFacts is List without chains and keys. Of what is issued only that is fetched whose digest in the manifest is not
+// known here, in small parts with pauses: 50 nodes that all lack 10,000 certificates leave Consul time for others.
+func (s *Store) ListFacts(ctx context.Context, kind store.Kind) (store.Listing, error) {
+	if kind == store.KindIssued {
+		list, err := s.listIssued(ctx)
+		if err != nil {
+			return store.Listing{}, fmt.Errorf("list %s: %w", kind, err)
+		}
+		return list, nil
+	}
+	list, err := s.List(ctx, kind)
+	for _, e := range list.Entries {
+		store.DropPEM(e.Record)
+	}
+	return list, err
+}
+
+func (s *Store) listIssued(ctx context.Context) (store.Listing, error) {
+	s.facts.reading.Lock()
+	defer s.facts.reading.Unlock()
+	s.facts.load(s)
+	names, manifest, err := s.whatIsIssued(ctx)
+	if err != nil {
+		return store.Listing{}, err
+	}
+	entries := make(map[string]store.Entry, len(names))
+	var missing []string
+	for _, name := range names {
+		if e, ok := s.facts.get(name, manifest[name]); ok {
+			entries[name] = e
+		} else {
+			missing = append(missing, name)
+		}
+	}
+	unreadable, err := s.fetch(ctx, missing, func(e store.Entry) { entries[e.Key.Name] = e })
+	if err != nil {
+		return store.Listing{}, err
+	}
+	s.facts.keepOnly(entries)
+	list := store.Listing{Unreadable: unreadable}
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		list.Entries = append(list.Entries, entries[name])
+	}
+	return list, nil
+}
+
+// whatIsIssued returns the names that there are, and what the manifest says of them. With nobody leading the manifest may
+// lack some.
+func (s *Store) whatIsIssued(ctx context.Context) ([]string, map[string]Summary, error) {
+	manifest, err := s.sharedManifest(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir := s.keys.dir(string(store.KindIssued))
+	keys, _, err := s.c.names(ctx, dir, "", 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(keys) == 0 { // to a token without rights Consul shows nothing, but it refuses a single key
+		_, _, err = s.c.get(ctx, dir+sentinel, 0)
+		return nil, manifest, err
+	}
+	var names []string
+	for _, key := range keys {
+		if name := strings.TrimPrefix(key, dir); name != sentinel && name != "" {
+			names = append(names, name)
+		}
+	}
+	return names, manifest, nil
+}
+
+// fetchAtOnce is how many certificates are asked for at once: the oldest servers take 64 operations.
+const fetchAtOnce = 60
+
+// fetch reads certificates in parts, with pauses as long as what they took, and gives their facts to got.
+func (s *Store) fetch(ctx context.Context, names []string, got func(store.Entry)) (unreadable []error, err error) {
+	sealer, err := s.opener(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for part := range slices.Chunk(names, fetchAtOnce) {
+		start := time.Now()
+		pairs, err := s.getMany(ctx, part)
+		if err != nil {
+			return nil, err
+		}
+		for name, p := range pairs {
+			e, err := s.issuedEntry(name, p, sealer)
+			if err != nil {
+				unreadable = append(unreadable, err)
+				continue
+			}
+			cert := e.Record.(*store.Certificate)
+			store.DropPEM(cert)
+			s.facts.put(name, fact{tag(p.Value), e.Revision, cert})
+			got(e)
+		}
+		if len(names) > fetchAtOnce {
+			sleep(ctx, time.Since(start))
+		}
+	}
+	return unreadable, nil
+}
+
+func (s *Store) issuedEntry(name string, p *api.KVPair, sealer store.Sealer) (store.Entry, error) {
+	key := store.Key{Kind: store.KindIssued, Name: name}
+	if err := validKey(key); err != nil {
+		return store.Entry{}, fmt.Errorf("%w %s: %w", store.ErrUnreadable, key, err)
+	}
+	return entry(key, p, sealer)
+}
+
+// getMany reads certificates in one request. What is not there any more is left out.
+func (s *Store) getMany(ctx context.Context, names []string) (map[string]*api.KVPair, error) {
+	dir := s.keys.dir(string(store.KindIssued))
+	for len(names) > 0 {
+		ops := make(api.TxnOps, len(names))
+		for i, name := range names {
+			ops[i] = kvOp(api.KVGet, dir+name, nil, 0)
+		}
+		results, refused, err := s.c.txn(ctx, ops)
+		if err != nil {
+			return nil, err
+		}
+		if len(refused) == 0 {
+			found := make(map[string]*api.KVPair, len(results))
+			for _, r := range results {
+				found[strings.TrimPrefix(r.KV.Key, dir)] = r.KV
+			}
+			if len(found) != len(names) {
+				return nil, fmt.Errorf("read below %s: %w: give the token the policy of its role, see haproxy-conf/consul", dir, errForbidden)
+			}
+			return found, nil
+		}
+		gone := map[string]bool{}
+		for _, e := range refused {
+			if e.OpIndex >= 0 && e.OpIndex < len(names) && !isForbidden(e.What) {
+				gone[names[e.OpIndex]] = true
+			}
+		}
+		if len(gone) == 0 {
+			return nil, refusal(ops, refused)
+		}
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return gone[name] })
+	}
+	return nil, nil
+}
+
+// get returns what is known of a certificate if that is what the manifest says.
+func (f *facts) get(name string, sum Summary) (store.Entry, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k, ok := f.known[name]
+	if !ok || k.tag != sum.Tag || k.record.Fingerprint != sum.Fingerprint {
+		return store.Entry{}, false
+	}
+	return store.Entry{Key: k.record.Key(), Record: k.record, Revision: k.revision}, true
+}
+
+func (f *facts) put(name string, k fact) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known != nil {
+		f.known[name] = k
+		f.news = true
+	}
+}
+
+// read notes a certificate that was read whole.
+func (f *facts) read(e store.Entry, p *api.KVPair) {
+	c, ok := e.Record.(*store.Certificate)
+	if !ok {
+		return
+	}
+	short := *c
+	store.DropPEM(&short)
+	f.put(c.Name, fact{tag(p.Value), e.Revision, &short})
+}
+
+// keepOnly forgets what is not issued any more.
+func (f *facts) keepOnly(entries map[string]store.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := len(f.known)
+	maps.DeleteFunc(f.known, func(name string, _ fact) bool { _, there := entries[name]; return !there })
+	f.news = f.news || len(f.known) < before
+}
+
+// load reads the file, once. What can't be read of it is fetched again.
+func (f *facts) load(s *Store) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known != nil {
+		return
+	}
+	f.known = map[string]fact{}
+	if s.cfg.StateDir == "" {
+		return
+	}
+	b, err := os.ReadFile(filepath.Join(s.cfg.StateDir, factsFile))
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("what this node knew of the certificates can't be read; all are fetched again", "err", err)
+		}
+		return
+	}
+	for line := range bytes.Lines(b) {
+		var l factsLine
+		if json.Unmarshal(line, &l) != nil {
+			continue
+		}
+		r, err := store.DecodeFacts(store.Key{Kind: store.KindIssued, Name: l.Name}, l.Record)
+		if c, ok := r.(*store.Certificate); ok && err == nil {
+			f.known[l.Name] = fact{l.Tag, l.Revision, c}
+		}
+	}
+}
+
+// keepFacts writes the file when there is news, until ctx ends.
+func (s *Store) keepFacts(ctx context.Context) {
+	for alive := s.cfg.StateDir != ""; alive; {
+		alive = sleep(ctx, factsEvery)
+		if err := s.facts.save(s.cfg.StateDir); err != nil {
+			s.log.Warn("what is known of the certificates is not kept on disk; the next start fetches more", "err", err)
+		}
+	}
+}
+
+func (f *facts) save(dir string) error {
+	f.mu.Lock()
+	known, news := maps.Clone(f.known), f.news
+	f.news = false
+	f.mu.Unlock()
+	if !news {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	file, err := renameio.NewPendingFile(filepath.Join(dir, factsFile), renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer file.Cleanup() //nolint:errcheck // nothing is lost
+	w := bufio.NewWriter(file)
+	out := json.NewEncoder(w)
+	for name, k := range known {
+		b, err := store.EncodeFacts(k.record)
+		if err == nil {
+			err = out.Encode(factsLine{k.tag, k.revision, name, b})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return file.CloseAtomicallyReplace()
+}
