@@ -111,20 +111,29 @@ func (k *copier) bring(ctx context.Context, all bool, keys map[store.Key]bool) e
 
 // one copies a record that may have changed. With an account lost nothing is given up.
 func (k *copier) one(ctx context.Context, key store.Key, lost func() ([]store.Entry, error)) error {
+	ops, err := k.read(ctx, key, lost)
+	if err != nil || len(ops) == 0 {
+		return err
+	}
+	return k.commit(ctx, ops)
+}
+
+// read says what to write so that the copy of a record is as the original.
+func (k *copier) read(ctx context.Context, key store.Key, lost func() ([]store.Entry, error)) ([]store.Op, error) {
 	e, err := k.from.Get(ctx, key)
 	if errors.Is(err, store.ErrUnreadable) {
-		return nil
+		return nil, nil
 	}
 	if err == nil {
-		return k.put(ctx, e.Record)
+		return k.put(ctx, e.Record), nil
 	}
 	if !errors.Is(err, store.ErrAbsent) {
-		return err
+		return nil, err
 	}
 	if gone, err := lost(); err != nil || len(gone) > 0 {
-		return err
+		return nil, err
 	}
-	return k.commit(ctx, store.Delete(key))
+	return []store.Op{store.Delete(key)}, nil
 }
 
 // kind makes the copy of one kind as the original is. Only what differs is read whole: 10,000 certificates with their keys are not
@@ -142,29 +151,55 @@ func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store
 	for _, e := range had.Entries {
 		copies[e.Key] = e.Record
 	}
+	var ops []store.Op
 	for _, e := range now.Entries {
 		old, there := copies[e.Key]
 		delete(copies, e.Key)
 		if there && reflect.DeepEqual(old, e.Record) {
 			continue
 		}
-		if err := k.one(ctx, e.Key, lost); err != nil {
+		more, err := k.changes(ctx, e, lost)
+		if err != nil {
 			return err
 		}
+		if ops = append(ops, more...); len(ops) >= copiedAtOnce {
+			if err := k.commit(ctx, ops); err != nil {
+				return err
+			}
+			ops = nil
+		}
 	}
-	if gone, err := lost(); err != nil || len(gone) > 0 || len(now.Unreadable) > 0 {
+	gone, err := lost()
+	if err != nil {
 		return err
 	}
-	for key := range copies {
-		if err := k.commit(ctx, store.Delete(key)); err != nil {
+	if len(gone) == 0 && len(now.Unreadable) == 0 {
+		for key := range copies {
+			ops = append(ops, store.Delete(key))
+		}
+	}
+	for part := range slices.Chunk(ops, copiedAtOnce) {
+		if err := k.commit(ctx, part); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// put copies a record, but never a certificate over a better one.
-func (k *copier) put(ctx context.Context, r store.Record) error {
+// copiedAtOnce is how many records of the usual size are written together.
+const copiedAtOnce = 20
+
+// changes is read for a record of a listing, which lacks what store.DropPEM drops.
+func (k *copier) changes(ctx context.Context, e store.Entry, lost func() ([]store.Entry, error)) ([]store.Op, error) {
+	switch e.Record.(type) {
+	case *store.Certificate, *store.Order:
+		return k.read(ctx, e.Key, lost)
+	}
+	return k.put(ctx, e.Record), nil
+}
+
+// put writes a record, but never a certificate over a better one.
+func (k *copier) put(ctx context.Context, r store.Record) []store.Op {
 	old, err := k.to.Get(ctx, r.Key())
 	if err == nil && sameRecord(old.Record, r) {
 		return nil
@@ -172,7 +207,7 @@ func (k *copier) put(ctx context.Context, r store.Record) error {
 	if c, ok := r.(*store.Certificate); ok {
 		b, bad := c.Bundle()
 		if bad != nil {
-			return nil //nolint:nilerr // it is nothing that anybody could use
+			return nil // it is nothing that anybody could use
 		}
 		if had, ok := old.Record.(*store.Certificate); ok && err == nil {
 			if held, _ := had.Bundle(); held != nil && b.Worse(held, time.Now()) != nil {
@@ -180,11 +215,21 @@ func (k *copier) put(ctx context.Context, r store.Record) error {
 			}
 		}
 	}
-	return k.commit(ctx, store.Put(r))
+	return []store.Op{store.Put(r)}
 }
 
-func (k *copier) commit(ctx context.Context, op store.Op) error {
-	return k.to.Commit(ctx, k.lease, nil, []store.Op{op})
+// commit writes records together, or one by one when they don't fit.
+func (k *copier) commit(ctx context.Context, ops []store.Op) error {
+	err := k.to.Commit(ctx, k.lease, nil, ops)
+	if len(ops) == 1 || !errors.Is(err, store.ErrRefused) {
+		return err
+	}
+	for _, op := range ops {
+		if err := k.to.Commit(ctx, k.lease, nil, []store.Op{op}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lostAccounts lists the accounts that are in the copy and not in the store.
@@ -255,8 +300,9 @@ func (t *term) putBack(ctx context.Context, kind store.Kind) (count int, err err
 	return count, nil
 }
 
-// reclaimAtOnce is how many records of the usual size fit into one commit.
-const reclaimAtOnce = 20
+// reclaimAtOnce is how many records of the usual size fit into one commit, each with a part of what Consul's store keeps as its
+// manifest: that is 16 kB with 10,000 certificates.
+const reclaimAtOnce = 12
 
 // asReclaimed is a record as it is put back; nil for one that is not.
 func asReclaimed(r store.Record, now time.Time) store.Record {
