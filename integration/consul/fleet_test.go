@@ -87,13 +87,13 @@ func TestFeedTellsOnlyWhatChanged(t *testing.T) {
 		commit(t, s, l, store.Put(certificate(fmt.Sprint("cert", i), 1)))
 	}
 	n := f.start(f.config("a", 0))
-	eventually(t, 5*time.Second, "everything was read", func() bool { fp, _ := n.cert("cert99"); return fp != "" })
+	eventually(t, 5*time.Second, "everything was read", func() bool { return n.cert("cert99") != "" })
 	before := n.fullReads()
 	for i := range 20 {
 		commit(t, s, l, store.Put(certificate("cert7", i+2)))
 	}
 	want := fmt.Sprintf("%040X", 21)
-	eventually(t, 5*time.Second, "the last change was read", func() bool { fp, _ := n.cert("cert7"); return fp == want })
+	eventually(t, 5*time.Second, "the last change was read", func() bool { return n.cert("cert7") == want })
 	if n.fullReads() != before {
 		t.Error("everything was read for one change")
 	}
@@ -164,7 +164,7 @@ func TestPrefixDeletedUnderALeader(t *testing.T) {
 	n := f.start(cfg)
 	l := lead(t, n)
 	commit(t, n, l, store.Put(certificate("shop", 1)))
-	eventually(t, 5*time.Second, "known", func() bool { fp, _ := n.cert("shop"); return fp != "" })
+	eventually(t, 5*time.Second, "known", func() bool { return n.cert("shop") != "" })
 	if _, err := f.c.Do(t.Context(), f.c.Servers[0], http.MethodDelete, "/v1/kv/"+f.prefix+"/?recurse=true", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestPrefixDeletedUnderALeader(t *testing.T) {
 	// The fleet's id is the same, so what is sealed elsewhere stays readable, and followers go on.
 	commit(t, n, m, store.Put(certificate("shop", 3)))
 	want := fmt.Sprintf("%040X", 3)
-	eventually(t, 5*time.Second, "told of the new one", func() bool { fp, _ := n.cert("shop"); return fp == want })
+	eventually(t, 5*time.Second, "told of the new one", func() bool { return n.cert("shop") == want })
 	commit(t, n, m, store.Put(challenges("shop", 1)))
 	if missing, err := n.Barrier(within(t, 5*time.Second), 1); err != nil || len(missing) > 0 {
 		t.Error("barrier", missing, err)
@@ -210,7 +210,7 @@ func TestRestore(t *testing.T) {
 		t.Fatal("barrier", missing, err)
 	}
 	want := fmt.Sprintf("%040X", 2)
-	eventually(t, 5*time.Second, "known", func() bool { fp, _ := n.cert("cert4"); return fp == want })
+	eventually(t, 5*time.Second, "known", func() bool { return n.cert("cert4") == want })
 	n.mu.Lock()
 	n.told = nil
 	n.mu.Unlock()
@@ -258,7 +258,7 @@ func TestEditsByOthers(t *testing.T) {
 	leader, n := f.start(f.config("leader", 0)), f.start(f.config("a", 0))
 	l := lead(t, leader)
 	commit(t, leader, l, store.Put(certificate("shop", 1)), store.Put(certificate("mail", 1)))
-	eventually(t, 5*time.Second, "known", func() bool { fp, _ := n.cert("mail"); return fp != "" })
+	eventually(t, 5*time.Second, "known", func() bool { return n.cert("mail") != "" })
 	told := func(name string) func() bool {
 		return func() bool {
 			n.mu.Lock()

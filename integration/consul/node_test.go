@@ -18,23 +18,18 @@ type node struct {
 	*consul.Store
 	stop func()
 
-	mu       sync.Mutex
-	tokens   map[string]uint64    // generation by order
-	slow     chan struct{}        // while open, the table is not updated
-	certs    map[string]string    // fingerprint by name
-	when     map[string]time.Time // of the last change of a certificate
-	manifest bool
-	lists    int // full reads of what is issued
-	told     []store.Key
+	mu     sync.Mutex
+	tokens map[string]uint64 // generation by order
+	slow   chan struct{}     // while open, the table is not updated
+	certs  map[string]string // fingerprint by name
+	lists  int               // full reads of what is issued
+	told   []store.Key
 }
 
 // start runs a node until the test ends.
-func (f *fleet) start(cfg consul.Config) *node { return f.startFrom(cfg, false) }
-
-// startFrom may leave the first full read to the manifest.
-func (f *fleet) startFrom(cfg consul.Config, manifest bool) *node {
+func (f *fleet) start(cfg consul.Config) *node {
 	f.tb.Helper()
-	n := &node{manifest: manifest, tokens: map[string]uint64{}, certs: map[string]string{}, when: map[string]time.Time{}}
+	n := &node{tokens: map[string]uint64{}, certs: map[string]string{}}
 	s, stop := f.run(cfg)
 	n.Store = s
 	ctx, cancel := context.WithCancel(context.Background())
@@ -74,17 +69,6 @@ func (n *node) readTokens(ctx context.Context) {
 }
 
 func (n *node) readCerts(ctx context.Context, keys []store.Key) {
-	if keys == nil && n.manifest {
-		all, err := n.Manifest(ctx)
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if err == nil {
-			for name, sum := range all {
-				n.certs[name] = sum.Fingerprint
-			}
-		}
-		return
-	}
 	if keys == nil {
 		list, err := n.List(ctx, store.KindIssued)
 		n.mu.Lock()
@@ -92,7 +76,7 @@ func (n *node) readCerts(ctx context.Context, keys []store.Key) {
 		n.lists++
 		if err == nil {
 			for _, e := range list.Entries {
-				n.have(e.Record.(*store.Certificate))
+				n.certs[e.Key.Name] = e.Record.(*store.Certificate).Fingerprint
 			}
 		}
 		return
@@ -102,23 +86,16 @@ func (n *node) readCerts(ctx context.Context, keys []store.Key) {
 		n.mu.Lock()
 		n.told = append(n.told, k)
 		if err == nil {
-			n.have(e.Record.(*store.Certificate))
+			n.certs[k.Name] = e.Record.(*store.Certificate).Fingerprint
 		}
 		n.mu.Unlock()
 	}
 }
 
-// have is called with n.mu held.
-func (n *node) have(c *store.Certificate) {
-	if n.certs[c.Name] != c.Fingerprint {
-		n.certs[c.Name], n.when[c.Name] = c.Fingerprint, time.Now()
-	}
-}
-
-func (n *node) cert(name string) (string, time.Time) {
+func (n *node) cert(name string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.certs[name], n.when[name]
+	return n.certs[name]
 }
 
 func (n *node) token(order string) uint64 {

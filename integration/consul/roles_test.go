@@ -82,8 +82,8 @@ func testRoles(t *testing.T, f *fleet) {
 	}
 	eventually(t, 10*time.Second, "both serve", func() bool {
 		missing, err := issuer.Barrier(within(t, time.Second), 1)
-		a, _ := edge.cert("shop")
-		b, _ := n.cert("shop")
+		a := edge.cert("shop")
+		b := n.cert("shop")
 		nodes, listErr := edge.Nodes(t.Context())
 		return err == nil && len(missing) == 0 && a != "" && b != "" && listErr == nil && len(nodes) == 2 && edge.token("shop") == 1
 	})
@@ -153,7 +153,7 @@ func TestRevokedToken(t *testing.T) {
 		return ""
 	}
 	n := f.start(cfg)
-	eventually(t, 5*time.Second, "reads", func() bool { fp, _ := n.cert("shop"); return fp != "" })
+	eventually(t, 5*time.Second, "reads", func() bool { return n.cert("shop") != "" })
 	write("00000000-dead-dead-dead-000000000000")
 	var err error
 	eventually(t, 5*time.Second, "the token counts no more", func() bool {
