@@ -63,7 +63,7 @@ func TestBehind(t *testing.T) {
 	p.set(nil)
 	p.CloseClientConnections()
 	eventually(t, 30*time.Second, "it has caught up", func() bool {
-		fp, _ := n.cert("shop")
+		fp := n.cert("shop")
 		return !f.node(t, leader.Store, "b").Behind && fp == fmt.Sprintf("%040X", 100_001)
 	})
 }
