@@ -93,7 +93,7 @@ func TestSidecarFirst(t *testing.T) {
 					return fmt.Errorf("without HAProxy the status is %+v", v)
 				}
 				if list, err := os.ReadFile(w.haproxy.CrtList()); err != nil || !strings.Contains(string(list), "/shop.pem\n") {
-					return fmt.Errorf("the crt-list is %q, %w", list, err)
+					return fmt.Errorf("the crt-list is %q, %v", list, err)
 				}
 				return nil
 			})
