@@ -68,6 +68,7 @@ func (ca *authority) place(by string, domains []string) *order {
 	for i := range domains {
 		o.tokens = append(o.tokens, fmt.Sprintf("token-%d-%d", n, i))
 	}
+	ca.w.seePlaced(o)
 	ca.orders = append(ca.orders, o)
 	ca.w.trace.add("CA: order %d of %s for %v", n, by, domains)
 	return o
@@ -122,7 +123,7 @@ func (ca *authority) told(o *order, i int) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		o.verdicts[i] = "valid"
-		if w.faulty(w.chaos.authorization, about+" refused", i) {
+		if w.faulty(authorization, about+" refused", i) {
 			o.verdicts[i] = "the CA could not reach it"
 		}
 		for k := range 3 { // places that it asks from
@@ -147,7 +148,7 @@ func (ca *authority) finalize(o *order, csr *x509.CertificateRequest) {
 	if w.chaos.slowCA {
 		o.ready = o.ready.Add(w.dice.span(time.Minute, about+" long", o.number))
 	}
-	if w.faulty(w.chaos.processing, about+" fails", o.number) {
+	if w.faulty(processing, about+" fails", o.number) {
 		w.trace.add("CA: order %d will fail", o.number)
 		return
 	}

@@ -116,17 +116,32 @@ func (w *world) seeSwap(n *node, name string, b *store.Bundle) {
 	w.trace.add("%s serves %s, serial %s", n.name, name, b.Serial)
 }
 
-// seeRequest: the CA is asked under a lease only; tokens are where they have to be before it is told to look.
+// seePlaced: with nothing dying, every order comes to a certificate.
+func (w *world) seePlaced(o *order) {
+	for _, other := range w.ca.orders {
+		if w.chaos.nothingDies && other.name == o.name && other.cert == nil {
+			w.fail("%s places order %d for %s, and nothing came of order %d, although nothing died", o.by, o.number, o.name, other.number)
+		}
+	}
+}
+
+// seeRequest: the CA is asked under a lease only, and about recorded orders; tokens are where they have to be before it is told to look.
 func (w *world) seeRequest(p *process, r *request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if p.lease == nil || p.lease.ended() {
 		w.fail("%s sends %s without a lease", p.id, r)
 	}
-	if r.op != "challenge" || r.number >= len(w.ca.orders) || p.lease != w.holder {
+	if !r.ofOrder() || r.number >= len(w.ca.orders) || p.lease != w.holder {
 		return
 	}
 	o := w.ca.orders[r.number]
+	if o.recorded.IsZero() {
+		w.fail("%s sends %s of an order that is in no record", p.id, r)
+	}
+	if r.op != "challenge" {
+		return
+	}
 	pub, ok := w.published[o.name]
 	if !ok || pub.by != p {
 		w.fail("%s sends %s and has not published its token", p.id, r)

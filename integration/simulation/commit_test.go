@@ -38,6 +38,7 @@ func (p *process) Commit(ctx context.Context, given store.Lease, pre []store.Pre
 			return store.Refusedf("%w", errDead)
 		}
 	}
+	p.w.steps.Add(1)
 	c := &commit{p: p, lease: l, pre: slices.Clone(pre), ops: slices.Clone(ops), writes: writes, result: make(chan error, 1)}
 	go c.travel()
 	select {
@@ -83,22 +84,22 @@ func (c *commit) travel() {
 	about = c.p.id + " commit " + about
 	way := w.dice.span(15*time.Millisecond, about, n)
 	switch {
-	case w.faulty(w.chaos.commitRefused, about+" refused", n):
+	case w.faulty(commitRefused, about+" refused", n):
 		pause(way)
 		c.result <- store.Refusedf("%w", errInjected)
 		return
-	case w.faulty(w.chaos.commitLost, about+" lost", n):
+	case w.faulty(commitLost, about+" lost", n):
 		pause(way + callTimeout)
 		w.trace.add("%s: lost", about)
 		c.result <- fmt.Errorf("%w: %w", store.ErrUnknown, errInjected)
 		return
-	case w.faulty(w.chaos.commitSlow, about+" slow", n):
+	case w.faulty(commitSlow, about+" slow", n):
 		way += w.dice.span(12*time.Second, about+" way", n)
 	}
 	pause(way)
 	err := c.arrive(about, n)
 	way = w.dice.span(10*time.Millisecond, about+" back", n)
-	if err == nil && w.faulty(w.chaos.commitUnanswered, about+" unanswered", n) {
+	if err == nil && w.faulty(commitUnanswered, about+" unanswered", n) {
 		w.trace.add("%s: done, but the answer is lost", about)
 		way, err = callTimeout, fmt.Errorf("%w: %w", store.ErrUnknown, errInjected)
 	}

@@ -11,27 +11,29 @@ import (
 
 // event is something that goes wrong, or that people do, with how often it happens.
 type event struct {
-	weight int64
-	loses  bool // only in runs where the store loses something
-	do     func(w *world, i int, n *node, d time.Duration)
+	name     string
+	weight   int64
+	loses    bool // only in runs where the store loses something
+	harmless bool // also in runs where nothing dies
+	do       func(w *world, i int, n *node, d time.Duration)
 }
 
 // events are told apart by number; n is a node and d a time for them.
 func events() []event {
 	return []event{
-		{weight: 5, do: (*world).crash},
-		{weight: 3, do: (*world).restart},
-		{weight: 5, do: (*world).freeze},
-		{weight: 4, do: (*world).isolate},
-		{weight: 2, do: (*world).storeDown},
-		{weight: 2, do: (*world).caDown},
-		{weight: 4, do: (*world).unlock},
-		{weight: 2, do: (*world).forgetNode},
-		{weight: 4, do: (*world).rename},
-		{weight: 4, do: (*world).renew},
-		{weight: 1, do: (*world).restartHAProxy},
-		{weight: 5, loses: true, do: (*world).restore},
-		{weight: 1, loses: true, do: (*world).deleteAll},
+		{name: "node killed", weight: 5, do: (*world).crash},
+		{name: "node restarted", weight: 3, do: (*world).restart},
+		{name: "node frozen", weight: 5, do: (*world).freeze},
+		{name: "node cut off", weight: 4, do: (*world).isolate},
+		{name: "store down", weight: 2, do: (*world).storeDown},
+		{name: "CA down", weight: 2, do: (*world).caDown},
+		{name: "lock taken", weight: 4, do: (*world).unlock},
+		{name: "node forgotten", weight: 2, do: (*world).forgetNode},
+		{name: "names changed", weight: 4, harmless: true, do: (*world).rename},
+		{name: "renew asked", weight: 4, harmless: true, do: (*world).renew},
+		{name: "HAProxy restarted", weight: 1, harmless: true, do: (*world).restartHAProxy},
+		{name: "store restored", weight: 5, loses: true, do: (*world).restore},
+		{name: "all deleted", weight: 1, loses: true, do: (*world).deleteAll},
 	}
 }
 
@@ -59,13 +61,13 @@ func (w *world) disturb() {
 				break
 			}
 		}
-		if e.loses && !w.chaos.loss {
+		if e.loses && !w.chaos.loss || w.chaos.nothingDies && !e.harmless {
 			continue
 		}
 		wg.Go(func() {
 			pause(at)
 			w.mu.Lock()
-			w.count.events++
+			w.happened[e.name]++
 			n := w.nodes[w.dice.roll(int64(len(w.nodes)), "event node", i)]
 			if w.holder != nil && w.dice.chance(600, "event leader", i) {
 				n = w.holder.p.node

@@ -124,7 +124,7 @@ func (p *process) kill() {
 // hit stops or kills a process just when an answer reaches it.
 func (p *process) hit(about string, number int) {
 	w := p.w
-	stop, kill := w.faulty(w.chaos.stops, about+" stops it", number), w.faulty(w.chaos.kills, about+" kills it", number)
+	stop, kill := w.drawn(stops, about+" stops it", number), w.drawn(kills, about+" kills it", number)
 	if !stop && !kill {
 		return
 	}
@@ -136,6 +136,7 @@ func (p *process) hit(about string, number int) {
 	w.count.hits++
 	d := w.dice.span(time.Minute, about+" for", number)
 	if !kill {
+		w.faults[stops].Add(1)
 		p.stop()
 		time.AfterFunc(d, func() {
 			w.mu.Lock()
@@ -144,6 +145,7 @@ func (p *process) hit(about string, number int) {
 		})
 		return
 	}
+	w.faults[kills].Add(1)
 	p.kill()
 	go func() {
 		<-p.done

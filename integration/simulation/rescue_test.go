@@ -150,7 +150,7 @@ func (p *process) Ask(ctx context.Context, l store.Lease, stored map[string]stri
 func (p *process) reply(ctx context.Context, stored map[string]string, done func()) {
 	w := p.w
 	way := w.dice.span(100*time.Millisecond, p.id+" hears a question", w.now())
-	if w.faulty(w.chaos.watchSlow, p.id+" hears it late", w.now()) {
+	if w.faulty(watchSlow, p.id+" hears it late", w.now()) {
 		way += w.dice.span(70*time.Second, p.id+" question way", w.now())
 	}
 	if p.sleep(ctx, way) != nil || p.reach(ctx) != nil {

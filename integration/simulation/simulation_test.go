@@ -60,7 +60,7 @@ func TestSimulation(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(800)) // runs are many and small
 	var next atomic.Uint64
 	next.Store(*from - 1)
-	var total totals
+	total := totals{census: census{}}
 	began := time.Now()
 	t.Run("seeds", func(t *testing.T) {
 		for shard := range runtime.GOMAXPROCS(0) {
@@ -85,6 +85,7 @@ type totals struct {
 	runs     int
 	failed   int
 	sum      counts
+	census   census
 	slowest  time.Duration
 	slowSeed uint64
 }
@@ -108,7 +109,8 @@ func (s *totals) add(seed uint64, problems []string, c counts) {
 	s.sum.certificates += c.certificates
 	s.sum.orders += c.orders
 	s.sum.terms += c.terms
-	s.sum.events += c.events + c.hits
+	s.sum.steps += c.steps
+	s.census.add(c.census)
 	s.sum.late += c.late
 	s.sum.refusedNames += c.refusedNames
 	s.sum.afterLoss += c.afterLoss
@@ -119,9 +121,10 @@ func (s *totals) add(seed uint64, problems []string, c counts) {
 
 func (s *totals) tell(t *testing.T, took time.Duration) {
 	c := s.sum
-	t.Logf("%d runs in %s: %d faults, %d leaders, %d late writes refused, %d orders, %d names refused, %d certificates (%d again after a loss); "+
-		"all as it should be within %s (seed %d)", s.runs, took.Round(time.Second), c.events, c.terms, c.late, c.orders, c.refusedNames,
-		c.certificates, c.afterLoss, s.slowest.Round(time.Second), s.slowSeed)
+	t.Logf("%d runs, %d of them with a broken promise, %d steps in %s: %d leaders, %d late writes refused, %d orders, %d names refused, "+
+		"%d certificates (%d again after a loss); all as it should be within %s (seed %d)", s.runs, s.failed, c.steps, took.Round(time.Second),
+		c.terms, c.late, c.orders, c.refusedNames, c.certificates, c.afterLoss, s.slowest.Round(time.Second), s.slowSeed)
+	t.Logf("what went wrong or was done: %s", s.census)
 }
 
 // A seed tells the same story each time.

@@ -196,9 +196,10 @@ func (p *process) ask(ctx context.Context, about string) error {
 		return err
 	}
 	w, n := p.w, p.w.now()
+	w.steps.Add(1)
 	about = p.id + " " + about
 	way := w.dice.span(5*time.Millisecond, about, n)
-	if w.faulty(w.chaos.readSlow, about+" slow", n) {
+	if w.faulty(readSlow, about+" slow", n) {
 		way += w.dice.span(4*time.Second, about+" way", n)
 	}
 	if err := p.sleep(ctx, way); err != nil {
@@ -213,7 +214,7 @@ func (p *process) ask(ctx context.Context, about string) error {
 		}
 		return errNoRoute
 	}
-	if w.faulty(w.chaos.readFails, about+" fails", n) {
+	if w.faulty(readFails, about+" fails", n) {
 		return errInjected
 	}
 	return nil
@@ -280,7 +281,7 @@ func (p *process) Follow(ctx context.Context, changed func([]store.Key), kinds .
 	return w.data.Follow(ctx, func(keys []store.Key) {
 		n := w.now()
 		way := w.dice.span(20*time.Millisecond, about, n)
-		if w.faulty(w.chaos.watchSlow, about+" slow", n) {
+		if w.faulty(watchSlow, about+" slow", n) {
 			way += w.dice.span(8*time.Second, about+" way", n)
 		}
 		if p.sleep(ctx, way) == nil && p.reach(ctx) == nil {

@@ -28,6 +28,11 @@ type request struct {
 	by      string
 }
 
+// ofOrder reports whether the request is about an order that was placed before.
+func (r *request) ofOrder() bool {
+	return slices.Contains([]string{"get", "authz", "challenge", "finalize", "certificate"}, r.op)
+}
+
 func (r *request) String() string {
 	if r.op == "order" {
 		return fmt.Sprint("order for ", identifiers(r.payload))
@@ -78,6 +83,7 @@ func (l line) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	r.by = p.id
+	p.w.steps.Add(1)
 	p.w.seeRequest(p, r)
 	if r.op == "nonce" { // takes no time, or it would matter which of several requests finds one in the client's stock
 		return finish(reply(200, nil)), nil
@@ -110,13 +116,13 @@ func (l line) travel(r *request, result chan<- *http.Response) {
 	down := w.ca.down
 	w.mu.Unlock()
 	switch {
-	case down, w.faulty(w.chaos.caLost, about+" lost", n):
+	case down, w.faulty(caLost, about+" lost", n):
 		pause(way)
 		result <- nil
 		return
-	case w.faulty(w.chaos.caLate, about+" late", n):
+	case w.faulty(caLate, about+" late", n):
 		way += w.dice.span(70*time.Second, about+" way", n)
-	case w.faulty(w.chaos.caFails, about+" fails", n):
+	case w.faulty(caFails, about+" fails", n):
 		pause(way)
 		result <- finish(problem(503, "serverInternal", "try later"))
 		return
@@ -128,7 +134,7 @@ func (l line) travel(r *request, result chan<- *http.Response) {
 		return
 	}
 	resp := w.ca.handle(r)
-	if w.faulty(w.chaos.caTwice, about+" twice", n) { // by something in between
+	if w.faulty(caTwice, about+" twice", n) { // by something in between
 		w.trace.add("CA: %s: comes twice", about)
 		resp = w.ca.handle(r)
 	}
@@ -137,7 +143,7 @@ func (l line) travel(r *request, result chan<- *http.Response) {
 		w.trace.add("CA: %s: %d", about, resp.StatusCode)
 	}
 	way = w.dice.span(80*time.Millisecond, about+" back", n)
-	if w.faulty(w.chaos.caUnanswered, about+" unanswered", n) {
+	if w.faulty(caUnanswered, about+" unanswered", n) {
 		w.trace.add("CA: %s: the answer is lost", about)
 		resp = nil
 		switch w.dice.roll(3, about+" how", n) {
@@ -171,7 +177,7 @@ func (ca *authority) handle(r *request) *http.Response {
 	o = ca.orders[r.number]
 	ca.move(o)
 	o.asked++
-	if o.status == "pending" && ca.w.faulty(ca.w.chaos.forgets, "forgets", o.number*1000+o.asked) {
+	if o.status == "pending" && ca.w.faulty(forgets, "forgets", o.number*1000+o.asked) {
 		o.forgot = true
 	}
 	if o.forgot {

@@ -39,12 +39,17 @@ type world struct {
 	loss      loss
 	problems  []string
 	count     counts
+	faults    [len(faults)]atomic.Int64
+	happened  census // events
+	steps     atomic.Int64
 }
 
 // counts is what happened, to see that runs are about something.
 type counts struct {
-	certificates, orders, terms, events, late, refusedNames, afterLoss, hits int
-	converged                                                                time.Duration
+	certificates, orders, terms, late, refusedNames, afterLoss, hits int
+	steps                                                            int64 // calls of the store and requests to the CA
+	converged                                                        time.Duration
+	census                                                           census
 }
 
 type snapshot struct {
@@ -57,7 +62,7 @@ func newWorld(seed uint64, tr *trace) *world {
 	w := &world{
 		dice: dice(seed * 0x9e3779b97f4a7c15), trace: tr, start: time.Now(), data: storetest.NewMemory(),
 		acks: map[string]ack{}, changed: make(chan struct{}), published: map[string]publication{},
-		renews: map[string][]time.Time{}, last: map[string]*issued{}, parsed: map[string]*store.Bundle{}, calm: map[string]bool{}, loss: loss{again: map[string]bool{}},
+		renews: map[string][]time.Time{}, last: map[string]*issued{}, parsed: map[string]*store.Bundle{}, calm: map[string]bool{}, loss: loss{again: map[string]bool{}}, happened: census{},
 	}
 	if tr != nil {
 		tr.start = w.start
@@ -89,11 +94,6 @@ func domains(name string, more int) []string {
 	return all
 }
 
-// faulty is a chance of something going wrong, none once everything is healed.
-func (w *world) faulty(permille int64, about string, number int) bool {
-	return !w.healed.Load() && w.dice.chance(permille, about, number)
-}
-
 func (w *world) problem(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -122,7 +122,7 @@ func (w *world) run() []string {
 	pause(5 * time.Minute) // what is under way arrives
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.count.terms, w.count.orders = w.terms, len(w.ca.orders)
+	w.count.terms, w.count.orders, w.count.steps, w.count.census = w.terms, len(w.ca.orders), w.steps.Load(), w.census()
 	return w.problems
 }
 
