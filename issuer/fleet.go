@@ -78,8 +78,8 @@ func (t *term) reseal(ctx context.Context) error {
 }
 
 const (
-	// askFor is how long nodes have to say that they have nothing better. Right after a restore of Consul they hear of the
-	// question only after a minute.
+	// askFor is how long nodes have to say that they have nothing better. One whose connection broke in a restore of Consul may
+	// hear of the question only after a minute.
 	askFor  = 65 * time.Second
 	askMost = 50 // certificates in one question
 )

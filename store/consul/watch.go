@@ -42,8 +42,10 @@ func watch[T any](ctx context.Context, c *client, what string,
 		}
 		failing.over("watching " + what + " in Consul again")
 		failures.Reset()
-		if next < index {
-			next = 0 // a restore or a reaped tombstone: read again without waiting
+		if next < index || index > 0 && next == index && time.Since(began) < waitTime {
+			// Read again without waiting: a tombstone was reaped, or a snapshot restored. A restore ends what is blocked with
+			// what was there before it; asked for what is newer, Consul would then wait for as many writes as were undone.
+			next = 0
 		}
 		asked := index
 		index = next
