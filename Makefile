@@ -8,6 +8,7 @@
 # make fuzz         every fuzz target for FUZZTIME
 # make test-unit    the tests that need no server, with the race detector
 # make test-servers the tests against real servers
+# make simulation   the fleet in virtual time, SIMULATIONS seeds of everything that can go wrong
 # make test-docker  the image and the compose file, run for real; needs Docker
 # make tools        what the tests need, below .tools/
 # make clean        removes all that was built here, the tools too
@@ -19,7 +20,7 @@ HAPROXY_VERSIONS ?= 2.2 2.6 3.0 3.2
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD := go build -trimpath -buildvcs=false
 
-.PHONY: demo test bench build lint vuln fuzz test-unit test-servers test-docker clean
+.PHONY: demo test bench build lint vuln fuzz test-unit test-servers simulation test-docker clean
 .PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint tools-race
 
 build:
@@ -65,11 +66,16 @@ tools-lint:
 tools-race:
 	integration/tools/need.sh gcc gcc libc6-dev
 
-test: tools test-unit test-servers
+test: tools test-unit simulation test-servers
 
 # The tests against real servers. Two packages at once would fight for the processors.
 test-servers: tools
-	go test -p 1 -timeout 20m ./integration/...
+	go test -p 1 -timeout 20m $$(go list ./integration/... | grep -v /simulation)
+
+# It says what went wrong how often.
+SIMULATIONS ?= 20000
+simulation:
+	go test -count=1 -v -timeout 20m ./integration/simulation -args -runs=$(SIMULATIONS)
 
 test-unit: tools-race
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)
@@ -89,7 +95,7 @@ lint: tools-lint
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }
 	go vet -tags docker ./...
 	$(TOOLS)/bin/staticcheck -tags docker ./...
-	@if command -v shellcheck >/dev/null; then shellcheck integration/tools/*.sh .ci/run; fi
+	@if command -v shellcheck >/dev/null; then shellcheck integration/*/*.sh .ci/run; fi
 
 vuln: tools-lint
 	$(TOOLS)/bin/govulncheck ./...

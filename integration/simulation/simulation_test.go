@@ -5,6 +5,7 @@
 //
 //	go test ./integration/simulation -args -runs=20000            # seeds 1 to 20000
 //	go test ./integration/simulation -v -args -seed=4711          # one, told step by step
+//	integration/simulation/mutations.sh                           # what the promises would be without the rules
 package simulation
 
 import (
@@ -27,6 +28,7 @@ var (
 	runs    = flag.Uint64("runs", defaultRuns(), "how many seeds to run; default: SPOACME_SIMULATIONS, or 1000")
 	from    = flag.Uint64("from", 1, "the first seed")
 	limit   = flag.Duration("for", 0, "begin no run after this time")
+	most    = flag.Int("enough", 10, "how many seeds may fail before the rest is not run")
 )
 
 func defaultRuns() uint64 {
@@ -90,13 +92,10 @@ type totals struct {
 	slowSeed uint64
 }
 
-// most is how many seeds may fail before the rest is not run.
-const most = 10
-
 func (s *totals) enough() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.failed >= most
+	return s.failed >= *most
 }
 
 func (s *totals) add(seed uint64, problems []string, c counts) {
