@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -123,13 +125,48 @@ func (s *Store) ListForeign(ctx context.Context) (found []Foreign, unreadable []
 
 // FollowForeign is Follow for the certificates of other tools: names is what changed, nil for all.
 func (s *Store) FollowForeign(ctx context.Context, changed func(names []string)) error {
+	var one sync.Mutex
+	tell := func(names []string) {
+		one.Lock()
+		defer one.Unlock()
+		changed(names)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.lookAlone(ctx, func() { tell(nil) }) })
 	return s.Follow(ctx, func(keys []store.Key) {
 		var names []string
 		for _, k := range keys {
 			names = append(names, foreignName(k.Name))
 		}
-		changed(slices.Compact(names))
+		tell(slices.Compact(names))
 	}, kindForeign)
+}
+
+// aloneEvery is how often a node looks whether there is a leader to tell it of other tools' certificates.
+const aloneEvery = 20 * time.Second
+
+// lookAlone calls changed when other tools' certificates may have changed while nobody leads, so that nobody tells of it through
+// the feed: then every node looks for itself.
+func (s *Store) lookAlone(ctx context.Context, changed func()) {
+	var last uint64
+	alone := false
+	for sleep(ctx, aloneEvery+rand.N(aloneEvery/4)) {
+		leader, err := s.Leader(ctx)
+		if err != nil {
+			continue
+		}
+		if leader != "" || !alone { // the next one may be about to begin
+			alone, last = leader == "", 0
+			continue
+		}
+		_, index, err := s.c.names(ctx, s.keys.foreign(), "", 0)
+		if err != nil || index == last {
+			continue
+		}
+		last = index
+		changed()
+	}
 }
 
 // foreignIndex is the value of manifest/certs: what the leader announced last, so that the next one knows what is new.
