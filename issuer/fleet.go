@@ -22,8 +22,8 @@ type Fleet interface {
 	Offers(ctx context.Context, name string) ([]Offer, error)
 	// FollowOffers calls changed at once and whenever there are other offers, until ctx ends.
 	FollowOffers(ctx context.Context, changed func()) error
-	// Reseal seals anew what is sealed with a key that is no longer the one to seal with, and returns the ids of keys that
-	// may be dropped.
+	// Reseal seals anew what is sealed with a key that is no longer the one to seal with, and returns which keys may be
+	// dropped. It is cheap while the keys are the same.
 	Reseal(ctx context.Context, lease store.Lease) (unused []string, err error)
 }
 
@@ -51,8 +51,8 @@ func (t *term) presence(ctx context.Context) *presence {
 }
 
 const (
-	resealEvery = time.Hour
-	resealAgain = 5 * time.Minute // after an error
+	resealEvery = 15 * time.Second // it costs nothing unless the keys are others than before
+	resealAgain = 5 * time.Minute  // after an error
 )
 
 // reseal keeps records sealed with the key that is to seal, and says which keys nobody needs any more.
@@ -68,7 +68,7 @@ func (t *term) reseal(ctx context.Context) error {
 		if text := strings.Join(unused, ", "); err == nil && text != said {
 			said = text
 			if text != "" {
-				t.log.Info("nothing is sealed with these keys any more: they may be dropped from the keysets", "keys", text)
+				t.log.Info("nothing is sealed with these keys any more: each may be dropped with 'spoacme keygen drop FILE KEY'", "keys", text)
 			}
 		}
 		if sleep(ctx, pause) != nil {

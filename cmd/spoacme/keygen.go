@@ -22,8 +22,9 @@ func newKeygen() *cobra.Command {
 		Long: `Make the two keysets that seal private keys before they go to Consul. Copy fleet.json to every sidecar, issuer.json
 only to those that may lead. Whoever has fleet.json and may read Consul has every certificate's private key.
 
-To change a key: 'keygen add' on every node's copy of the file, restart the sidecars, 'keygen promote', restart, wait until
-'spoacme status' says that nothing is sealed with the old key, 'keygen drop'.`,
+To change a key: 'keygen add' on one copy of the file, give it to every node, restart the sidecars; 'keygen promote', give it to
+every node, restart; wait until the leader's log says that nothing is sealed with the old key any more; 'keygen drop', and give
+that to every node.`,
 		Example: "  spoacme keygen --dir /etc/spoacme\n  spoacme keygen add /etc/spoacme/fleet.json",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

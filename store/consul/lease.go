@@ -30,8 +30,12 @@ type leaseTerm struct {
 	writer  *writer
 	epoch   string
 	own     recent
-	written chan struct{} // closed when the writer has ended
-	done    chan struct{} // closed when everything has ended
+	// sealedWith are the keys with which everything is sealed since Reseal looked, unused those that it found in no use.
+	sealedWith string
+	sealedAt   time.Time
+	unused     []string
+	written    chan struct{} // closed when the writer has ended
+	done       chan struct{} // closed when everything has ended
 
 	mu      sync.Mutex
 	renewed time.Time // start of the last good renewal, by both clocks

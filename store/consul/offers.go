@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/seal"
 )
 
 // Offer is a certificate that a node has and the store has not, or not as good.
@@ -91,12 +93,25 @@ func (s *Store) FollowOffers(ctx context.Context, changed func()) error {
 	return nil
 }
 
-// Reseal seals anew what is sealed with another key than it would be now, and returns the ids of the keys that nothing
-// is sealed with any more and that do not seal: they may be dropped from the keysets.
+// Reseal seals anew what is sealed with another key than it would be now, and returns the keys that nothing is sealed with
+// any more and that do not seal, in the words of `spoacme keygen`: they may be dropped from the keysets. What was looked
+// through in this term with the same keys is not looked through again for an hour.
 func (s *Store) Reseal(ctx context.Context, lease store.Lease) (unused []string, err error) {
-	if s.cfg.Keys == nil || s.cfg.Plain {
+	l, ok := lease.(*leaseTerm)
+	if s.cfg.Keys == nil || s.cfg.Plain || !ok {
 		return nil, nil
 	}
+	with := s.cfg.Keys.Current(store.KindIssued, s.usable) + " " + s.cfg.Keys.Current(store.KindOrder, s.usable)
+	if l.sealedWith == with && time.Since(l.sealedAt) < time.Hour {
+		return l.unused, nil
+	}
+	if unused, err = s.resealAll(ctx, lease); err == nil {
+		l.sealedWith, l.sealedAt, l.unused = with, time.Now(), unused
+	}
+	return unused, err
+}
+
+func (s *Store) resealAll(ctx context.Context, lease store.Lease) (unused []string, err error) {
 	used := map[string]bool{}
 	for _, kind := range []store.Kind{store.KindIssued, store.KindAccount, store.KindOrder} {
 		if err := s.resealKind(ctx, lease, kind, used); err != nil {
@@ -105,7 +120,7 @@ func (s *Store) Reseal(ctx context.Context, lease store.Lease) (unused []string,
 	}
 	for _, id := range s.cfg.Keys.IDs() {
 		if !used[id] && !s.cfg.Keys.Primary(id) {
-			unused = append(unused, id)
+			unused = append(unused, seal.Words(id))
 		}
 	}
 	return unused, nil

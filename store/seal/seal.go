@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
@@ -125,6 +126,16 @@ func (k *Keys) IDs() []string {
 		}
 	}
 	return ids
+}
+
+// Words says an id as `spoacme keygen` takes it: the keyset's usual file and the key's number.
+func Words(id string) string {
+	file := "fleet.json"
+	if IssuerKey(id) {
+		file = "issuer.json"
+	}
+	n, _ := strconv.ParseUint(id[1:], 16, 32) //nolint:errcheck // made by id
+	return fmt.Sprintf("%s %d", file, n)
 }
 
 // ring is the keyset for a kind of record.

@@ -129,6 +129,14 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestWords(t *testing.T) {
+	for id, want := range map[string]string{"ffffffff0": "fleet.json 4294967280", "i0000001f": "issuer.json 31"} {
+		if got := Words(id); got != want {
+			t.Errorf("%s: %q, want %q", id, got, want)
+		}
+	}
+}
+
 func TestBadKeysets(t *testing.T) {
 	for _, text := range []string{"", "{", "hush-hush", `{"primaryKeyId":1,"key":[]}`} {
 		for _, use := range []func() error{
