@@ -131,8 +131,8 @@ func TestRequests(t *testing.T) {
 			}
 		}
 		b.settle(2 * time.Hour)
-		if n := b.count(store.KindRequest); n != 0 {
-			t.Errorf("%d requests are kept", n)
+		if n := b.count(store.KindRequest); n != 1 {
+			t.Errorf("%d requests are kept, want the removal alone", n)
 		}
 		if b.ca.total(orders) != 4 {
 			t.Errorf("%d orders: renew is not once", b.ca.total(orders))

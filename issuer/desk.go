@@ -181,6 +181,7 @@ type candidate struct {
 	placed bool      // its order is recorded
 	before time.Time // what it has ends then
 	renew  time.Time // of the renew that this term was asked for; zero for none
+	gone   time.Time // when an earlier one of its name was removed; zero for never
 }
 
 // start begins as many tries as there is room for, most urgent first.
@@ -258,6 +259,9 @@ func (t *term) consider(settings *Settings, name string, now time.Time) (c candi
 	}
 	if at.IsZero() {
 		at = t.mayTry(settings, x.attempts[name], c, now)
+	}
+	if at.IsZero() {
+		c.gone = x.removedAt(name)
 	}
 	return c, at, at.IsZero()
 }

@@ -168,13 +168,37 @@ func (x *index) stale(running map[string]context.CancelFunc) []store.Op {
 	return ops
 }
 
-// oldRequests lists the commands that were carried out an hour ago.
+// remembered is how long a removal is: a node that was down has to hear of it, and what it still has of the certificate must
+// not come back.
+const remembered = 30 * 24 * time.Hour
+
+// oldRequests lists the commands that were carried out an hour ago, but for each certificate's last removal.
 func (x *index) oldRequests(now time.Time) []store.Op {
 	var ops []store.Op
 	for _, e := range x.requests {
-		if r := e.Record.(*store.Request); !r.Done.IsZero() && now.Sub(r.Done) > time.Hour {
-			ops = append(ops, store.Delete(e.Key))
+		r := e.Record.(*store.Request)
+		if r.Done.IsZero() || now.Sub(r.Done) <= time.Hour {
+			continue
 		}
+		if removed(r) && now.Sub(r.Done) <= remembered && !r.Done.Before(x.removedAt(r.Certificate)) {
+			continue
+		}
+		ops = append(ops, store.Delete(e.Key))
 	}
 	return ops
+}
+
+// removed reports whether a request has removed its certificate.
+func removed(r *store.Request) bool {
+	return r.Op == store.RequestRemove && !r.Done.IsZero() && r.Error == ""
+}
+
+// removedAt is when a certificate was last removed; zero when it was not, or nobody remembers.
+func (x *index) removedAt(name string) (at time.Time) {
+	for _, e := range x.requests {
+		if r := e.Record.(*store.Request); r.Certificate == name && removed(r) && r.Done.After(at) {
+			at = r.Done
+		}
+	}
+	return at
 }

@@ -16,6 +16,7 @@ type plan struct {
 	wanted   *store.Wanted      // nil when an order is finished that nobody wants any more
 	old      *store.Certificate // nil without one
 	revision store.Revision     // of issued/<name>, at the decision
+	gone     time.Time          // when an earlier one of its name was removed; zero for never
 	order    store.Order        // to be placed (no URL) or to be gone on with
 	prev     *store.Attempt     // nil without one
 	attempt  *store.Attempt     // the one that begins now
@@ -27,7 +28,7 @@ var errNothing = errors.New("nothing to do")
 
 // newPlan reads what there is about a certificate and decides. Time alone counts by the CA's clock.
 func (t *term) newPlan(ctx context.Context, c candidate) (*plan, error) {
-	p := &plan{name: c.name}
+	p := &plan{name: c.name, gone: c.gone}
 	placed, err := p.read(ctx, t.store)
 	if err != nil {
 		return nil, err

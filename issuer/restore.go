@@ -18,7 +18,7 @@ import (
 //
 // What is taken back is looked at as if a CA had sent it: the key fits, the chain is complete as far as the leaf's
 // issuer, every signature in it is right, all of it is in date, the leaf is for TLS servers and not self-signed, it
-// has a name that is wanted, and it is not older than what is stored. Whether the issuer is the configured CA can't be
+// has a name that is wanted, it is not older than what is stored, and it is not from before its removal by an operator. Whether the issuer is the configured CA can't be
 // told from a chain: an ACME directory names no roots. Every process that can offer holds all private keys already.
 
 // errRegained means that there is no need for an order: a better certificate was found and is stored now.
@@ -27,7 +27,7 @@ var errRegained = errors.New("a better certificate was found")
 // regain looks for something better than what is stored before an order is placed. It reports whether it stored
 // something.
 func (t *term) regain(ctx context.Context, p *plan) (bool, error) {
-	r := t.newRescue(p.name, p.wanted, p.old)
+	r := t.newRescue(p)
 	for _, c := range t.own(ctx, p.name, r.fingerprint()) {
 		r.consider(c, "")
 	}
@@ -95,6 +95,7 @@ type rescue struct {
 	wanted *store.Wanted      // nil when nobody wants it
 	cas    []CA               // of which a certificate may be said to be
 	old    *store.Certificate // what is stored; nil for nothing
+	gone   time.Time          // what was issued before was removed
 	now    time.Time
 
 	held   *store.Bundle      // the best so far, what is stored at first; nil for nothing
@@ -103,14 +104,14 @@ type rescue struct {
 	refuse func(from string, why error)
 }
 
-func (t *term) newRescue(name string, w *store.Wanted, old *store.Certificate) *rescue {
+func (t *term) newRescue(p *plan) *rescue {
 	settings, _ := t.current()
-	r := &rescue{name: name, wanted: w, cas: settings.CAs, old: old, now: time.Now()}
-	if old != nil {
-		r.held, _ = old.Bundle()
+	r := &rescue{name: p.name, wanted: p.wanted, cas: settings.CAs, old: p.old, gone: p.gone, now: time.Now()}
+	if p.old != nil {
+		r.held, _ = p.old.Bundle()
 	}
 	r.refuse = func(from string, why error) {
-		t.log.Debug("a certificate is not taken back", "certificate", name, "from", from, "err", why)
+		t.log.Debug("a certificate is not taken back", "certificate", p.name, "from", from, "err", why)
 	}
 	return r
 }
@@ -152,6 +153,9 @@ func (r *rescue) check(c *store.Certificate) (*store.Bundle, error) {
 	}
 	if r.wanted != nil && !slices.ContainsFunc(r.wanted.Spec.Domains, func(d string) bool { return b.Check(r.now, []string{d}) == nil }) {
 		return nil, errors.New("it has none of the names that are wanted")
+	}
+	if b.NotBefore.Before(r.gone) {
+		return nil, errors.New("an operator has removed it")
 	}
 	if r.held != nil && r.held.Fingerprint == b.Fingerprint || newer(b, r.held, r.now) {
 		return b, nil
@@ -229,7 +233,7 @@ func (t *term) takeOffers(ctx context.Context, now time.Time) error {
 const offersAgain = 10 * time.Second
 
 func (t *term) takeOffer(ctx context.Context, name string, offers []Offer) error {
-	p := &plan{name: name}
+	p := &plan{name: name, gone: t.index.removedAt(name)}
 	if err := p.reread(ctx, t.store); err != nil {
 		return err
 	}
@@ -240,7 +244,7 @@ func (t *term) takeOffer(ctx context.Context, name string, offers []Offer) error
 	if p.wanted == nil && p.old == nil {
 		return nil // it may have been removed
 	}
-	r := t.newRescue(name, p.wanted, p.old)
+	r := t.newRescue(p)
 	for _, o := range offers {
 		r.consider(o.Certificate, o.Node)
 	}

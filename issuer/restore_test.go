@@ -247,3 +247,40 @@ func TestBadOffers(t *testing.T) {
 		}
 	})
 }
+
+// What an operator has removed does not come back from a node that was down: not by itself, and not in place of the order when the
+// name is asked for again, also long after.
+func TestRemovedStaysRemoved(t *testing.T) {
+	for _, later := range []time.Duration{time.Minute, 3 * time.Hour, remembered - time.Hour} {
+		bubble(t, later.String(), func(t *testing.T, b *bench) {
+			f := b.join("one")
+			spec := store.Spec{Domains: []string{"shop.example.com"}}
+			b.start()
+			b.ask(store.RequestIssue, "shop", spec)
+			b.settle(time.Minute)
+			first := b.stored("shop")
+			bundle, err := first.Bundle()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := b.ask(store.RequestRemove, "shop", store.Spec{}); r.Error != "" {
+				t.Fatal(r.Error)
+			}
+			f.nodes["one"].Disk = disk{"shop": bundle}.read
+			f.nodes["one"].Poke("shop")
+			b.settle(later)
+			if n := b.count(store.KindIssued); n != 0 {
+				t.Fatalf("%d certificates after the removal", n)
+			}
+			b.ask(store.RequestIssue, "shop", spec)
+			b.settle(2 * time.Minute)
+			if c := b.stored("shop"); c.Fingerprint == first.Fingerprint || b.ca.total(orders) != 2 {
+				t.Errorf("%d orders, the removed one is back: %t", b.ca.total(orders), c.Fingerprint == first.Fingerprint)
+			}
+			b.settle(remembered + day)
+			if n := b.count(store.KindRequest); n != 0 {
+				t.Errorf("%d requests are kept for ever", n)
+			}
+		})
+	}
+}

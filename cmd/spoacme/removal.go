@@ -2,8 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/spoacme/spoacme/dataplane"
 	"github.com/spoacme/spoacme/store"
@@ -15,12 +22,36 @@ type removal struct {
 	hap     *dataplane.HAProxy
 	catalog *catalog
 	log     *slog.Logger
+	file    string           // what was carried out here, over restarts
 	done    map[string]error // by request: how it ended here; nil error: removed
 	wake    chan struct{}
 }
 
-func newRemoval(hap *dataplane.HAProxy, c *catalog, log *slog.Logger) *removal {
-	return &removal{hap: hap, catalog: c, log: log, done: map[string]error{}, wake: make(chan struct{}, 1)}
+// newRemoval remembers in the state directory what was carried out. A removal stays in the store for weeks, for nodes that were
+// down; what somebody has put into HAProxy by hand since must not go with it at every restart.
+func newRemoval(hap *dataplane.HAProxy, c *catalog, log *slog.Logger, state string) *removal {
+	r := &removal{hap: hap, catalog: c, log: log, file: filepath.Join(state, "removals"), done: map[string]error{}, wake: make(chan struct{}, 1)}
+	text, err := os.ReadFile(r.file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("which removals were carried out is not known; they are once more", "err", err)
+	}
+	for id := range strings.Lines(string(text)) {
+		r.done[strings.TrimSpace(id)] = nil
+	}
+	return r
+}
+
+// remember keeps what was carried out of what is still in the store.
+func (r *removal) remember() {
+	var text strings.Builder
+	for _, q := range all[*store.Request](r.catalog) {
+		if err, tried := r.outcome(q.ID); tried && err == nil {
+			text.WriteString(q.ID + "\n")
+		}
+	}
+	if err := renameio.WriteFile(r.file, []byte(text.String()), 0o600); err != nil {
+		r.log.Warn("a removal that was carried out is not noted; it is once more after a restart", "err", err)
+	}
 }
 
 const removalEvery = 2 * time.Second
@@ -56,6 +87,9 @@ func (r *removal) carryOut(ctx context.Context, q *store.Request) {
 	r.catalog.mu.Lock()
 	r.done[q.ID] = err
 	r.catalog.mu.Unlock()
+	if err == nil {
+		r.remember()
+	}
 }
 
 // outcome says whether a removal was tried here, and how that ended.
