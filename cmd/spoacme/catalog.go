@@ -76,6 +76,9 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 	}
 	for _, k := range keys {
 		e, err := c.store.Get(ctx, k)
+		if err == nil {
+			err = usable(e)
+		}
 		switch {
 		case err == nil:
 			store.DropPEM(e.Record)
@@ -90,6 +93,44 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 		}
 	}
 	c.announce(keys)
+	return nil
+}
+
+// usable says why a certificate that can be read can't be served: its key is another one's, for one. A listing has no keys, so
+// that is seen when the record changes.
+func usable(e store.Entry) error {
+	if cert, ok := e.Record.(*store.Certificate); ok {
+		if _, err := cert.Bundle(); err != nil {
+			return &store.UnreadableError{Key: e.Key, Err: err}
+		}
+	}
+	return nil
+}
+
+// stillBad looks again at what could be read and not used, of which a listing says nothing.
+func (c *catalog) stillBad(ctx context.Context, fresh map[store.Key]store.Record, bad map[string]error) error {
+	c.mu.RLock()
+	before := slices.Collect(maps.Values(c.bad))
+	c.mu.RUnlock()
+	for _, err := range before {
+		u, ok := errors.AsType[*store.UnreadableError](err)
+		if !ok || u.Key.Kind != store.KindIssued || fresh[u.Key] == nil || bad[u.Key.String()] != nil {
+			continue
+		}
+		e, err := c.store.Get(ctx, u.Key)
+		if err == nil {
+			err = usable(e)
+		}
+		switch {
+		case errors.Is(err, store.ErrUnreadable):
+			bad[u.Key.String()] = err
+			if old, known := c.record(u.Key); known {
+				fresh[u.Key] = old
+			}
+		case err != nil && !errors.Is(err, store.ErrAbsent):
+			return err
+		}
+	}
 	return nil
 }
 
@@ -115,6 +156,9 @@ func (c *catalog) reload(ctx context.Context) error {
 			bad[key] = err
 			c.log.Error("a record can't be read; what is known of it stays in force", "err", err)
 		}
+	}
+	if err := c.stillBad(ctx, fresh, bad); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	if !c.loaded {
