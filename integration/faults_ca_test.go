@@ -170,6 +170,30 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestPause: while the CA wants no orders from this account, a command that waits for one says so, and until when.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	c := newScene(t, sceneOptions{bare: true})
+	const detail = "too many new orders (300) from this account in the last 3h0m0s"
+	c.ca.Meddle(func(call fixture.Call, pass func() fixture.Answer) fixture.Answer {
+		if call.Kind == "order" {
+			return nonce(problem(429, "rateLimited", detail, "Retry-After", "3600"))
+		}
+		return pass()
+	})
+	c.command("issue", "--no-wait", "one", "one.example.com")
+	c.trouble("one", detail)
+	until := time.Now().Add(time.Hour).Format("2006-01-02 15:")
+	out, err := c.s.Run(t.Context(), "issue", "--timeout", "3s", "two", "two.example.com")
+	if err == nil || !strings.Contains(out, "two: waiting until "+until) || !strings.Contains(out, detail) || !strings.Contains(out, "not done after 3s") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Log(out)
+	if n := len(c.ca.Calls("order")); n != 1 {
+		t.Errorf("%d orders in spite of the pause", n)
+	}
+}
+
 // TestUnusableCA: an authority that is down or talks nonsense is asked a bounded number of times, and the message says
 // what is wrong with it.
 func TestUnusableCA(t *testing.T) {

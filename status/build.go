@@ -25,7 +25,7 @@ type facts struct {
 
 // Build makes the view.
 func Build(in Input) View {
-	v := View{Time: in.Now, Node: in.Node, Version: in.Version, HAProxy: in.HAProxy, Loading: in.Loading, Conditions: []Condition{}}
+	v := View{Time: in.Now, Node: in.Node, Version: in.Version, Role: in.Role, HAProxy: in.HAProxy, Loading: in.Loading, Conditions: []Condition{}}
 	for _, c := range in.Conditions {
 		c.Message = clean(c.Message, maxError)
 		v.Conditions = append(v.Conditions, c)

@@ -51,3 +51,19 @@ shop on lb2: its HAProxy does not answer (for 60s)
 		t.Errorf("got\n%s\nwant at its end\n%s", b.String(), want)
 	}
 }
+
+// TestHeadOfIssuer: that an issuer has no HAProxy is no trouble of its HAProxy.
+func TestHeadOfIssuer(t *testing.T) {
+	for role, want := range map[string]string{
+		"issuer": "spoacme on boss, role issuer: no HAProxy: ready\n",
+		"node":   "spoacme on boss, HAProxy not reachable: ready\n",
+	} {
+		var b strings.Builder
+		if err := Table(&b, Build(Input{Now: time.Now(), Node: "boss", Role: role})); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(b.String(), want) {
+			t.Errorf("%s: %q", role, b.String())
+		}
+	}
+}

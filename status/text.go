@@ -90,7 +90,9 @@ func head(v View) string {
 		line += " " + v.Version
 	}
 	line += " on " + v.Node
-	if v.HAProxy.Reachable {
+	if v.Role == roleIssuer {
+		line += ", role issuer: no HAProxy"
+	} else if v.HAProxy.Reachable {
 		line += fmt.Sprintf(", HAProxy %s, pid %d", v.HAProxy.Version, v.HAProxy.PID)
 	} else {
 		line += ", HAProxy not reachable"

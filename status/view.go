@@ -40,6 +40,7 @@ type View struct {
 	Time         time.Time         `json:"time"`
 	Node         string            `json:"node"`
 	Version      string            `json:"version,omitempty"` // of the sidecar
+	Role         string            `json:"role,omitempty"`    // in a fleet: node, edge or issuer
 	HAProxy      HAProxy           `json:"haproxy"`
 	Certificates []CertificateView `json:"certificates"` // by name
 	Conditions   []Condition       `json:"conditions"`
@@ -69,7 +70,10 @@ type Difference struct {
 }
 
 // serves reports whether certificates are served on the node.
-func (n Node) serves() bool { return n.Live && n.Role != "issuer" }
+func (n Node) serves() bool { return n.Live && n.Role != roleIssuer }
+
+// roleIssuer is the role of a node that has no HAProxy.
+const roleIssuer = "issuer"
 
 // HAProxy is the process beside the sidecar.
 type HAProxy struct {
@@ -148,6 +152,7 @@ type Input struct {
 	Now      time.Time
 	Node     string
 	Version  string
+	Role     string // empty without a fleet
 	HAProxy  HAProxy
 	Wanted   []*store.Wanted
 	Issued   []*store.Certificate

@@ -203,7 +203,24 @@ func (c *control) orderProgress(ctx context.Context, q *store.Request, view *sta
 			return progress{Step: fmt.Sprintf("held back until %s: %s", a.Next.Local().Format(time.DateTime), a.Error), Result: view}
 		}
 	}
+	if pause := c.pause(ctx); pause != "" {
+		return progress{Step: pause, Result: view}
+	}
 	return progress{Step: "placing the order", Result: view}
+}
+
+// pause says which CA wants no orders now, and until when; empty when none does, or when that can't be read.
+func (c *control) pause(ctx context.Context) string {
+	l, err := c.store.List(ctx, store.KindBudget)
+	if err != nil {
+		return ""
+	}
+	for _, e := range l.Entries {
+		if b := e.Record.(*store.Budget); b.Until.After(time.Now()) {
+			return fmt.Sprintf("waiting until %s, which the CA demands (%s): %s", b.Until.Local().Format(time.DateTime), b.CA, b.Error)
+		}
+	}
+	return ""
 }
 
 func (c *control) certificate(name string) *status.CertificateView {

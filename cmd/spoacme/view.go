@@ -33,7 +33,7 @@ func (sc *sidecar) view() status.View {
 		Served:   map[string]status.Served{},
 	}
 	if sc.fleet != nil {
-		in.Fleet = sc.fleet.known()
+		in.Role, in.Fleet = sc.set.Role, sc.fleet.known()
 	}
 	diskErrs := 0
 	for _, c := range report.Certificates {
