@@ -55,6 +55,10 @@ type Config struct {
 	// no connection waits for them. It must return in bounded time.
 	Engine func(id string)
 
+	// Fit, if set, tells whether HAProxy's health checks succeed. One that
+	// fails sends new questions to a backup server, if there is one.
+	Fit func() bool
+
 	// MaxConns is how many connections are served at a time (2048). Those
 	// beyond are closed at once.
 	MaxConns int

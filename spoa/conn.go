@@ -165,6 +165,9 @@ func (c *conn) next() error {
 	case frame.TypeHaproxyHello:
 		c.greeted = true
 		c.agent.greet(h)
+		if fit := c.agent.cfg.Fit; h.healthcheck && fit != nil && !fit() {
+			return errUnfit
+		}
 	case frame.TypeNotify:
 		c.hands <- struct{}{} // every question is answered in bounded time
 	}

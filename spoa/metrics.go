@@ -12,6 +12,7 @@ var (
 	errSlow     = errors.New("frame stopped halfway")
 	errSequence = errors.New("frame is out of sequence: one HELLO comes first")
 	errIdle     = errors.New("connection is idle")
+	errUnfit    = errors.New("health check failed on purpose")
 )
 
 // refusals are the reasons why a frame is refused, in the order of

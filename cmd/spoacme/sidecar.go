@@ -47,6 +47,7 @@ type sidecar struct {
 	shelf   *issuer.Shelf // nil without a fleet
 	table   *spoa.Table
 	agent   *spoa.Agent
+	aside   *aside        // nil without a fleet
 	engine  chan struct{} // a new HAProxy process said HELLO: read the settings
 	poked   chan struct{} // the same, for the rows
 	metrics *prometheus.Registry
@@ -70,9 +71,15 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 	if sc.hap != nil {
 		sc.hap.SetPlace(s.CrtDir, s.CrtList)
 	}
-	sc.removal = newRemoval(r.hap, sc.catalog, r.log)
+	sc.removal = newRemoval(r.hap, sc.catalog, r.log, s.State)
 	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
-	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() }, Logger: r.log})
+	if st.fleet != nil && sc.hap != nil {
+		sc.aside = &aside{log: r.log, reachable: st.reachable, servers: func(ctx context.Context) ([]dataplane.Row, error) {
+			return sc.hap.Rows(ctx, s.AgentBackend)
+		}}
+	}
+	sc.agent = spoa.New(spoa.Config{Table: sc.table, Miss: sc.tokens.miss, Engine: func(string) { sc.newProcess() },
+		Fit: sc.aside.fit, Logger: r.log})
 	if sc.issuer, err = sc.newIssuer(s); err != nil {
 		return nil, errors.Join(err, st.close())
 	}
@@ -253,6 +260,9 @@ func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return sc.tokens.Run(ctx) })
 	g.Go(func() error { return sc.hap.Run(ctx, source{sc.catalog, sc.store, sc.fleet}) })
 	g.Go(func() error { return sc.removal.Run(ctx) })
+	if sc.aside != nil {
+		g.Go(func() error { return sc.aside.Run(ctx) })
+	}
 	if sc.set.AgentCheck != "" {
 		g.Go(func() error { return sc.rows().Run(ctx) })
 	}
