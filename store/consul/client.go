@@ -115,6 +115,8 @@ func (k *call) explain(err error) error {
 		return fmt.Errorf("%s: Consul at %s speaks HTTPS only: set CONSUL_HTTP_SSL=true, and CONSUL_CACERT where its CA is a private one: %w", k.what, k.c.addr, err)
 	case k.status != 0 && k.status < http.StatusInternalServerError:
 		return fmt.Errorf("%s: %w", k.what, err)
+	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():
+		err = fmt.Errorf("Consul at %s does not answer: see whether its host is up and no packet filter is in the way: %w", k.c.addr, dial.Err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		err = fmt.Errorf("no Consul at %s: start its agent or correct SPOACME_STORE: %w", k.c.addr, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
