@@ -119,6 +119,30 @@ func TestHealthCheck(t *testing.T) {
 	}
 }
 
+// An agent that is not fit fails health checks, says nothing of it in the log, and answers what it is asked all the same.
+func TestUnfit(t *testing.T) {
+	var log journal
+	var fit atomic.Bool
+	a := New(Config{Table: table(t), Fit: fit.Load, Logger: log.logger()})
+	addr := local(t, a)
+	for _, now := range []bool{false, true, false} {
+		fit.Store(now)
+		h := dial(t, addr)
+		if _, err := h.Write(checkFrame()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.receive(); (err == nil) != now {
+			t.Errorf("fit %t: %v", now, err)
+		}
+	}
+	if err := dial(t, addr).hello("engine"); err != nil {
+		t.Error("not a health check:", err)
+	}
+	if log.String() != "" {
+		t.Error(log.String())
+	}
+}
+
 func TestEngineIsReportedOnce(t *testing.T) {
 	var mu sync.Mutex
 	var seen []string
