@@ -41,6 +41,11 @@ func TestKeysRotate(t *testing.T) {
 	if now := f.sealedBy(t, "issued/shop"); now != before["issued/shop"] {
 		t.Error("a key that was not promoted seals")
 	}
+	for i, s := range f.sidecar {
+		if strings.Contains(s.Log(), "may be dropped") {
+			t.Errorf("lb%d says of a key that is not yet promoted that it may go", i+1)
+		}
+	}
 	for file, id := range ids {
 		f.keygenDo(t, "promote", filepath.Join(f.keys, file), id)
 	}

@@ -94,7 +94,7 @@ func (s *Store) FollowOffers(ctx context.Context, changed func()) error {
 }
 
 // Reseal seals anew what is sealed with another key than it would be now, and returns the keys that nothing is sealed with
-// any more and that do not seal, in the words of `spoacme keygen`: they may be dropped from the keysets. What was looked
+// any more and that another one has succeeded, in the words of `spoacme keygen`: they may be dropped from the keysets. What was looked
 // through in this term with the same keys is not looked through again for an hour.
 func (s *Store) Reseal(ctx context.Context, lease store.Lease) (unused []string, err error) {
 	l, ok := lease.(*leaseTerm)
@@ -119,7 +119,7 @@ func (s *Store) resealAll(ctx context.Context, lease store.Lease) (unused []stri
 		}
 	}
 	for _, id := range s.cfg.Keys.IDs() {
-		if !used[id] && !s.cfg.Keys.Primary(id) {
+		if !used[id] && s.cfg.Keys.Former(id) {
 			unused = append(unused, seal.Words(id))
 		}
 	}

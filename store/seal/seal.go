@@ -256,7 +256,14 @@ func (k *Keys) Current(kind store.Kind, usable func(id string) bool) string {
 	return r.id(r.choose(usable))
 }
 
-// Primary reports whether a key is the one that its keyset seals with.
-func (k *Keys) Primary(id string) bool {
-	return id == k.fleet.id(k.fleet.primary) || k.issuer != nil && id == k.issuer.id(k.issuer.primary)
+// Former reports whether a key is older than the one that its keyset seals with. A newer one waits to be promoted.
+func (k *Keys) Former(id string) bool {
+	for _, r := range []*ring{k.fleet, k.issuer} {
+		for at := 0; r != nil && r.ids[at] != r.primary; at++ {
+			if r.id(r.ids[at]) == id {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -98,7 +98,7 @@ func TestRotation(t *testing.T) {
 	}
 	after := load(t, three, nil)
 	ids := after.IDs()
-	if before.KeyOf(store.KindIssued, old) != ids[0] || after.Current(store.KindIssued, nil) != ids[1] || !after.Primary(ids[1]) || after.Primary(ids[0]) {
+	if before.KeyOf(store.KindIssued, old) != ids[0] || after.Current(store.KindIssued, nil) != ids[1] || after.Former(ids[1]) || !after.Former(ids[0]) {
 		t.Error("the promoted key does not seal")
 	}
 	onlyOld := func(id string) bool { return id == ids[0] }
@@ -126,6 +126,30 @@ func TestRotation(t *testing.T) {
 	}
 	if ids := load(t, four, nil).IDs(); len(ids) != 1 || slices.Contains(ids, before.IDs()[0]) {
 		t.Error(ids)
+	}
+}
+
+// Only what another key has succeeded may go: not the one that seals, and not one that waits to be promoted.
+func TestFormer(t *testing.T) {
+	one := fresh(t)
+	two, id, err := Add(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	promoted, err := Promote(two, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		text []byte
+		want []bool
+	}{"one": {one, []bool{false}}, "added": {two, []bool{false, false}}, "promoted": {promoted, []bool{true, false}}} {
+		k := load(t, c.text, fresh(t))
+		for i, want := range c.want {
+			if got := k.Former(k.IDs()[i]); got != want {
+				t.Errorf("%s: key %d: %t", name, i, got)
+			}
+		}
 	}
 }
 
