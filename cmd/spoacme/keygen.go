@@ -16,6 +16,7 @@ import (
 
 func newKeygen() *cobra.Command {
 	var dir string
+	var missing bool
 	c := &cobra.Command{
 		Use:   "keygen",
 		Short: "Make the keysets that seal private keys in Consul",
@@ -34,7 +35,11 @@ that to every node.`,
 					return err
 				}
 				path := filepath.Join(dir, name)
-				if err := writeNew(path, text); err != nil {
+				err = writeNew(path, text)
+				switch {
+				case missing && errors.Is(err, fs.ErrExist):
+					continue
+				case err != nil:
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout(), path)
@@ -43,6 +48,7 @@ that to every node.`,
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", ".", "directory for fleet.json and issuer.json")
+	c.Flags().BoolVar(&missing, "missing", false, "make only what is not there: for a script that runs at every start")
 	c.AddCommand(
 		&cobra.Command{
 			Use: "add FILE", Short: "Add a key that opens, but does not seal yet", Args: usageArgs(cobra.ExactArgs(1)),
@@ -80,7 +86,7 @@ func writeNew(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		return fmt.Errorf("%s exists already and stays as it is: name another --dir", path)
+		return fmt.Errorf("%s: %w and stays as it is: name another --dir, or say --missing", path, fs.ErrExist)
 	case err != nil:
 		return fmt.Errorf("make a keyset: %w", err)
 	}
