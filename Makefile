@@ -21,7 +21,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD := go build -trimpath -buildvcs=false
 
 .PHONY: demo test bench build lint vuln fuzz test-unit test-servers simulation test-docker clean
-.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-lint tools-race
+.PHONY: tools tools-haproxy tools-pebble tools-lego tools-chromium tools-consul tools-compose tools-lint tools-race
 
 build:
 	CGO_ENABLED=0 $(BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/spoacme ./cmd/spoacme
@@ -52,7 +52,12 @@ tools-lego:
 # The Consul servers: the current one, and the oldest that is supported.
 tools-consul:
 	cd integration/tools/consul && $(BUILD) -ldflags '-s -w' -o $(TOOLS)/bin/ tool
-	integration/tools/consul-1.8.sh $(TOOLS)/bin
+	integration/tools/debian-program.sh $(TOOLS)/bin/consul-1.8 bullseye consul usr/bin/consul 'Consul v1.8.'
+
+# Compose 2, beside which Compose 1.29 may be what the machine has.
+tools-compose:
+	integration/tools/debian-program.sh $(TOOLS)/bin/docker-compose-2 trixie docker-compose \
+		usr/libexec/docker/cli-plugins/docker-compose 'Docker Compose version 2.'
 
 # The browser that looks at the statistics page.
 tools-chromium:
@@ -81,9 +86,9 @@ test-unit: tools-race
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)
 
 # Images stand in for those of the registries, so that this needs none; see integration/tools/images.sh.
-test-docker:
+test-docker: tools-compose
 	integration/tools/images.sh
-	go test -tags docker -count=1 -timeout 15m -run '^TestCompose$$' ./integration
+	go test -tags docker -count=1 -timeout 15m -v -run '^TestCompose' ./integration
 
 # Medians, beside the alternatives in the same run. What it prints is also for benchstat: ROUNDS=10 for more samples.
 ROUNDS ?= 5
