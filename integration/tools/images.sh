@@ -1,14 +1,15 @@
 #!/bin/bash
 # Makes the images that Dockerfile and docker-compose.yml name available: those that are there are used, those that
-# can't be pulled are replaced by stand-ins made of this machine's Go, of HAProxy 3.2 and Pebble as `make tools` installs
-# them, and of a few programs of this machine. A stand-in keeps paths, users and entry point of what it stands for.
+# can't be pulled are replaced by stand-ins made of this machine's Go, of HAProxy 3.2, Consul and Pebble as `make tools`
+# installs them, and of a few programs of this machine. A stand-in keeps paths, users and entry point of what it stands for.
 #
 #   images.sh              makes them
 #   images.sh --remove     removes the stand-ins
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-tools=$(cd "$here/../.." && pwd)/.tools
+source=$(cd "$here/../.." && pwd)
+tools=$source/.tools
 label=org.spoacme.stand-in
 
 say() { printf 'images.sh: %s\n' "$*"; }
@@ -16,13 +17,13 @@ die() { printf 'images.sh: %s\n' "$*" >&2; exit 1; }
 
 # take copies programs and what they are linked with to the same paths below the folder $1.
 take() {
-	local root=$1 program path
+	local root=$1 program path library
 	shift
 	for program in "$@"; do
-		path=$(command -v "$program")
+		path=$(type -P "$program")
 		install -D "$path" "$root/usr/bin/$program"
-		# The loader has a fixed path; the other libraries are found next to it.
-		ldd "$path" | grep -o '/[^ ]*' | while read -r library; do
+		# The loader has a fixed path; the other libraries are found next to it. A static program has none.
+		for library in $(ldd "$path" 2>/dev/null | grep -o '/[^ ]*'); do
 			install -D "$library" "$root$library"
 		done
 	done
@@ -33,8 +34,16 @@ take() {
 rootfs() {
 	mkdir -p "$1/etc/ssl/certs" "$1/root" "$1/var"
 	mkdir -m 1777 "$1/tmp"
-	echo 'root:x:0:0:root:/root:/bin/bash' >"$1/etc/passwd"
-	echo 'root:x:0:' >"$1/etc/group"
+	printf '%s\n' 'root:x:0:0:root:/root:/bin/bash' 'nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin' >"$1/etc/passwd"
+	printf '%s\n' 'root:x:0:' 'nogroup:x:65534:' >"$1/etc/group"
+}
+
+# pack makes an archive of the folder $1: everything is root's, but $2 in it, if given, is of user and group $3.
+pack() {
+	local excluded=()
+	[ -z "${2:-}" ] || excluded=(--exclude "$2")
+	tar -C "$1" --owner=0 --group=0 --numeric-owner "${excluded[@]}" -cf "$1.tar" .
+	[ -z "${2:-}" ] || tar -C "$1" --owner="${3%:*}" --group="${3#*:}" --numeric-owner -rf "$1.tar" "$2"
 }
 
 # load makes the folder $1 the image $2, with the changes that follow.
@@ -44,8 +53,30 @@ load() {
 	for change in "$@" "LABEL $label=true"; do
 		args+=(--change "$change")
 	done
-	tar -C "$root" --owner=0 --group=0 --numeric-owner -c . | docker import "${args[@]}" - "$image" >/dev/null
+	[ -e "$root.tar" ] || pack "$root"
+	docker import "${args[@]}" "$root.tar" "$image" >/dev/null
+	rm -rf "$root" "$root.tar"
 	say "$image: a stand-in, because it can't be pulled"
+}
+
+# copy copies the files of the folder $1 that stdin names to the folder $2.
+copy() {
+	mkdir -p "$2"
+	tar -C "$1" -cT - | tar -C "$2" -x
+}
+
+# warm copies the modules of the program, and what this machine has compiled of it, below $1, so that Dockerfile is built in
+# seconds. An entry of Go's cache is two files: what came out, and a line that leads to it.
+warm() {
+	local root=$1 modules cache out
+	modules=$(go env GOMODCACHE)/cache/download
+	cache=$(go env GOCACHE)
+	(cd "$source" && go mod download -json) | sed -n "s|^.*\"$modules/\(.*\)\",*\$|\1|p" | copy "$modules" "$root/go/proxy"
+	out=$(cd "$source" && CGO_ENABLED=0 go list -deps -export -trimpath -buildvcs=false -f '{{.Export}}' ./cmd/spoacme)
+	{
+		sed -n "s|^$cache/||p" <<<"$out"
+		(cd "$cache" && grep -rlF --include='*-a' -f <(sed -n 's|.*/\(.*\)-d$|\1|p' <<<"$out") .)
+	} | copy "$cache" "$root/root/.cache/go-build"
 }
 
 golang() {
@@ -54,10 +85,11 @@ golang() {
 	[ -s /etc/ssl/certs/ca-certificates.crt ] || "$here/need.sh" /etc/ssl/certs/ca-certificates.crt ca-certificates
 	take "$root" bash sh mkdir
 	cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-	mkdir -p "$root/usr/local/go" "$root/go"
-	cp -a "$goroot"/{bin,pkg,src,go.env,VERSION} "$root/usr/local/go/"
+	(cd "$goroot" && find bin pkg src go.env VERSION \( -path src/cmd -o -name testdata \) -prune -o -type f ! -name '*_test.go' -print) |
+		copy "$goroot" "$root/usr/local/go"
+	warm "$root"
 	load "$root" "$2" 'ENV PATH=/usr/local/go/bin:/usr/bin' 'ENV GOPATH=/go' 'ENV GOTOOLCHAIN=local' \
-		"ENV GOPROXY=$(go env GOPROXY)" "ENV GOSUMDB=$(go env GOSUMDB)" 'WORKDIR /go' 'CMD ["bash"]'
+		"ENV GOPROXY=file:///go/proxy,$(go env GOPROXY)" "ENV GOSUMDB=$(go env GOSUMDB)" 'WORKDIR /go' 'CMD ["bash"]'
 }
 
 haproxy() {
@@ -76,12 +108,23 @@ haproxy() {
 		'CMD ["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]'
 }
 
+consul() {
+	local root=$1
+	[ -x "$tools/bin/consul" ] || make --no-print-directory -C "$source" tools-consul
+	PATH=$tools/bin:$PATH take "$root" consul sh sleep
+	echo 'consul:x:100:1000::/home/consul:/sbin/nologin' >>"$root/etc/passwd"
+	echo 'consul:x:1000:' >>"$root/etc/group"
+	mkdir -p "$root/consul/data" "$root/consul/config"
+	pack "$root" ./consul 100:1000
+	load "$root" "$2" 'ENV PATH=/usr/bin' 'VOLUME /consul/data' 'ENTRYPOINT ["consul"]' 'CMD ["agent", "-dev", "-client", "0.0.0.0"]'
+}
+
 pebble() {
-	local root=$1 source
+	local root=$1 module
 	(cd "$here/pebble" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$root/app" github.com/letsencrypt/pebble/v2/cmd/pebble)
-	source=$(cd "$here/pebble" && go list -m -f '{{.Dir}}' github.com/letsencrypt/pebble/v2)
+	module=$(cd "$here/pebble" && go list -m -f '{{.Dir}}' github.com/letsencrypt/pebble/v2)
 	mkdir -p "$root/test"
-	cp -r "$source/test/certs" "$source/test/config" "$root/test/"
+	cp -r "$module/test/certs" "$module/test/config" "$root/test/"
 	chmod -R u+w,go+r "$root/test"
 	load "$root" "$2" 'ENTRYPOINT ["/app"]'
 }
@@ -102,11 +145,13 @@ provide() {
 
 docker info >/dev/null 2>&1 || die "no Docker daemon answers: install and start Docker, and see 'docker info'"
 if [ "${1:-}" = --remove ]; then
-	docker images --quiet --filter "label=$label=true" | sort -u | xargs --no-run-if-empty docker rmi --force >/dev/null
+	# The newest first: what was built on a stand-in has its label, and keeps it from being removed.
+	docker images --quiet --filter "label=$label=true" | awk '!seen[$0]++' | xargs --no-run-if-empty docker rmi --force >/dev/null
 	exit
 fi
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 provide golang golang:1.26-bookworm
 provide haproxy haproxy:3.2
+provide consul hashicorp/consul:1.22
 provide pebble ghcr.io/letsencrypt/pebble:2.10.1
