@@ -3,13 +3,10 @@
 package integration
 
 import (
-	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"regexp"
-	"strconv"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -17,155 +14,190 @@ import (
 	"github.com/spoacme/spoacme/integration/fixture"
 )
 
-// composition is docker-compose.yml, up under a name and on ports of its own.
-type composition struct {
-	command []string // docker compose, or Compose 1.29's docker-compose
-	env     []string
-	https   string // address
-}
-
-// TestCompose runs docker-compose.yml as it is: the image is built, a certificate is obtained, renewed and added while
-// clients are at work, and all of it goes on after HAProxy and the sidecar were restarted.
+// TestCompose runs docker-compose.yml as it is: a fleet comes up and has its certificate; while clients are at work at
+// every HAProxy, sidecars and a Consul server are killed and a node is cut off; and no client ever notices.
 func TestCompose(t *testing.T) {
-	c := startCompose(t)
-	first := c.await(t, "shop.example.com")
-	worker := c.worker(t)
-	c.awaitHealthy(t)
-
-	load := fixture.StartLoad(fixture.LoadOptions{Addr: c.https, Name: "shop.example.com", New: 2, KeepAlive: 2, Pause: 10 * time.Millisecond})
-	defer load.Stop()
-	awaitRequests(t, load, 20)
-	c.spoacme(t, "renew", "shop")
-	second := c.await(t, "shop.example.com")
-	c.spoacme(t, "issue", "second", "second.example.com")
-	c.await(t, "second.example.com")
-	awaitRequests(t, load, load.Report().Requests+20)
-	report := load.Stop()
-
-	if second == first {
-		t.Errorf("serial %s is served after the renewal too", first)
-	}
-	if report.Failed != 0 {
-		t.Errorf("%d of %d requests failed: %v", report.Failed, report.Requests, report.Errors)
-	}
-	if now := c.worker(t); now != worker {
-		t.Errorf("HAProxy is %s now, was %s", now, worker)
-	}
-
-	for _, service := range []string{"haproxy", "spoacme"} {
-		c.run(t, "restart", "-t", "5", service)
-		if serial := c.await(t, "shop.example.com"); serial != second {
-			t.Errorf("serial %s after a restart of %s, was %s", serial, service, second)
+	c := newComposition(t, machineCompose(t)...)
+	var clients []*fixture.Load
+	defer func() {
+		for _, load := range clients {
+			load.Stop()
 		}
+	}()
+	steps := []struct {
+		name string
+		run  func(t *testing.T)
+	}{
+		{"up", c.comesUp},
+		{"pages", c.showsPages},
+		{"rights", c.hasFewRights},
+		{"clients", func(t *testing.T) { clients = c.startClients(t) }},
+		{"names", c.issuesForEachNode},
+		{"crash", c.survivesCrash},
+		{"leader", c.survivesLeader},
+		{"cut", c.survivesCut},
+		{"consul", c.survivesConsul},
+		{"whole", c.isWhole},
+		{"unnoticed", func(t *testing.T) { unnoticed(t, clients) }},
+		{"restart", c.restartsFromDisk},
 	}
-	c.awaitHealthy(t)
-	c.spoacme(t, "renew", "shop")
-	if serial := c.await(t, "shop.example.com"); serial == second {
-		t.Errorf("serial %s is served after restarts and a renewal too", serial)
+	for _, step := range steps {
+		if !t.Run(step.name, step.run) {
+			t.FailNow()
+		}
 	}
 }
 
-func startCompose(t *testing.T) *composition {
-	t.Helper()
-	c := &composition{env: os.Environ()}
-	project := fmt.Sprintf("spoacme-test-%d", os.Getpid())
-	for _, command := range [][]string{{"docker", "compose"}, {"docker-compose"}} {
-		if exec.Command(command[0], append(command[1:], "version")...).Run() == nil {
-			c.command = append(command, "-p", project)
-			break
+// TestCompose2 brings the same file up with Compose 2.
+func TestCompose2(t *testing.T) {
+	compose, err := fixture.Tool("bin/docker-compose-2")
+	if err != nil {
+		t.Fatalf("%v (make tools-compose)", err)
+	}
+	c := newComposition(t, compose)
+	c.comesUp(t)
+	c.isWhole(t)
+}
+
+// comesUp is what the README promises: up, and all three serve one certificate, ordered once.
+func (c *composition) comesUp(t *testing.T) {
+	began := time.Now()
+	c.run(t, "build")
+	t.Logf("image built after %v", since(began))
+	began = time.Now()
+	c.run(t, "up", "--detach")
+	t.Logf("up after %v", since(began))
+	serial := c.awaitSame(t, "shop.example.com", "", c.all())
+	took := since(began)
+	t.Logf("certificate %s served by all three after %v", serial, took)
+	if took > 2*time.Minute {
+		t.Errorf("the fleet took %v to serve a certificate", took)
+	}
+	if orders := c.orders(t); orders != 1 {
+		t.Errorf("Pebble had %d orders for one certificate", orders)
+	}
+	c.awaitHealthy(t)
+	t.Logf("status on node1:\n%s", c.spoacme(t, 1, "status"))
+}
+
+// showsPages looks at what a browser is shown.
+func (c *composition) showsPages(t *testing.T) {
+	for _, n := range c.all() {
+		for path, text := range map[string]string{"/": "acme_agent", "/;csv": "certificates,shop,", "/metrics": "haproxy_server_status"} {
+			if body := c.get(t, "http://"+n.stats+path); !strings.Contains(body, text) {
+				t.Errorf("node%d: the page %s does not have %s", n.number, path, text)
+			}
 		}
 	}
-	if c.command == nil {
-		t.Fatal("find Compose: neither `docker compose` nor `docker-compose` runs: install one")
+	if body := c.get(t, "http://"+c.consul+"/ui/"); !strings.Contains(body, "<html") {
+		t.Error("Consul's own page is none")
 	}
-	for _, name := range []string{"HTTP_PORT", "HTTPS_PORT", "STATS_PORT"} {
-		port, err := fixture.ReservePort()
+	var services []struct {
+		Checks []struct{ Name, Status string }
+	}
+	if err := json.Unmarshal([]byte(c.get(t, "http://"+c.consul+"/v1/health/service/spoacme")), &services); err != nil {
+		t.Fatal(err)
+	}
+	if len(services) != 3 {
+		t.Errorf("Consul shows %d sidecars", len(services))
+	}
+	for _, s := range services {
+		for _, check := range s.Checks {
+			if check.Status != "passing" {
+				t.Errorf("Consul says of %s: %s", check.Name, check.Status)
+			}
+		}
+	}
+}
+
+func (c *composition) get(t *testing.T, url string) string {
+	t.Helper()
+	res, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, res.Status, err)
+	}
+	return string(body)
+}
+
+// hasFewRights demands of every container what the file promises: no writable root, no rights but a few named ones, and
+// no process of root but HAProxy's master.
+func (c *composition) hasFewRights(t *testing.T) {
+	for _, box := range c.containers(t) {
+		if !box.HostConfig.ReadonlyRootfs || box.HostConfig.Privileged {
+			t.Errorf("%s: read-only root %v, privileged %v", box.service(), box.HostConfig.ReadonlyRootfs, box.HostConfig.Privileged)
+		}
+		if got := fmt.Sprint(box.HostConfig.CapDrop, box.HostConfig.SecurityOpt); got != "[ALL] [no-new-privileges:true]" {
+			t.Errorf("%s: dropped capabilities and security options are %s", box.service(), got)
+		}
+		if !box.State.Running {
+			continue // once, at the start
+		}
+		// A health check that just begins is root's for a moment.
+		err := fixture.Await(t.Context(), 10*time.Second, func() error { return c.ofRoot(t, box) })
 		if err != nil {
-			t.Fatal(err)
-		}
-		port.Release()
-		c.env = append(c.env, name+"="+strconv.Itoa(port.Number))
-		if name == "HTTPS_PORT" {
-			c.https = port.Addr()
+			t.Error(err)
 		}
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if t.Failed() {
-			logs, _ := c.output(ctx, "logs", "--no-color")
-			t.Logf("logs:\n%s", logs)
+	for _, n := range c.all() {
+		if out, err := c.dockerOutput(t.Context(), "exec", c.container(t, "haproxy", n.number), "touch", "/etc/haproxy/x"); err == nil {
+			t.Errorf("haproxy%d can write to its root: %s", n.number, out)
 		}
-		if out, err := c.output(ctx, "down", "--volumes", "-t", "3"); err != nil {
-			t.Errorf("compose down: %v\n%s", err, out)
-		}
-	})
-	c.run(t, "up", "--build", "--detach")
-	return c
-}
-
-func (c *composition) output(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, c.command[0], append(c.command[1:len(c.command):len(c.command)], args...)...)
-	cmd.Dir = fixture.Root()
-	cmd.Env = c.env
-	out, err := fixture.Output(cmd)
-	return string(out), err
-}
-
-func (c *composition) run(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := c.output(t.Context(), args...)
-	if err != nil {
-		t.Fatalf("compose %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
-// spoacme runs a command of spoacme in the sidecar's container.
-func (c *composition) spoacme(t *testing.T, args ...string) string {
-	t.Helper()
-	return c.run(t, append([]string{"exec", "-T", "spoacme", "/spoacme"}, args...)...)
-}
-
-// await waits until a certificate of Pebble's is served for the name, and returns its serial.
-func (c *composition) await(t *testing.T, name string) string {
-	t.Helper()
-	var served fixture.Served
-	err := fixture.Await(t.Context(), time.Minute, func() (err error) {
-		if served, err = fixture.Fetch(t.Context(), c.https, name); err != nil {
-			return err
-		}
-		if !strings.HasPrefix(served.Issuer, "Pebble ") {
-			return errors.New("issued by " + served.Issuer)
-		}
-		return served.Leaf().VerifyHostname(name)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return served.Serial
-}
-
-// awaitHealthy waits until the sidecar's health check says that every certificate is served.
-func (c *composition) awaitHealthy(t *testing.T) {
-	t.Helper()
-	id := strings.TrimSpace(c.run(t, "ps", "-q", "spoacme"))
-	err := fixture.Await(t.Context(), time.Minute, func() error {
-		out, err := exec.CommandContext(t.Context(), "docker", "inspect", "--format", "{{.State.Health.Status}}", id).Output()
-		if state := strings.TrimSpace(string(out)); err == nil && state != "healthy" {
-			err = errors.New("the sidecar is " + state)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
-var workerPID = regexp.MustCompile(`pid \d+`)
-
-// worker returns what status says of HAProxy's process.
-func (c *composition) worker(t *testing.T) string {
-	t.Helper()
-	return workerPID.FindString(c.spoacme(t, "status"))
+// ofRoot returns an error that names a process of root in the container, HAProxy's master excepted.
+func (c *composition) ofRoot(t *testing.T, box box) error {
+	_, processes, _ := strings.Cut(c.docker(t, "top", box.ID, "-eo", "uid,pid,args"), "\n")
+	for line := range strings.Lines(processes) {
+		field := strings.Fields(line)
+		master := strings.HasPrefix(box.service(), "haproxy") && field[1] == fmt.Sprint(box.State.Pid)
+		if field[0] == "0" && !master {
+			return fmt.Errorf("%s: a process of root: %s", box.service(), strings.TrimSpace(line))
+		}
+	}
+	return nil
 }
+
+// startClients puts clients to work at every HAProxy.
+func (c *composition) startClients(t *testing.T) []*fixture.Load {
+	var clients []*fixture.Load
+	for _, n := range c.all() {
+		load := fixture.StartLoad(fixture.LoadOptions{Addr: n.https, Name: "shop.example.com", New: 1, KeepAlive: 1, Pause: 50 * time.Millisecond})
+		clients = append(clients, load)
+		awaitRequests(t, load, 10)
+	}
+	return clients
+}
+
+// unnoticed demands that the clients saw no failure, and no certificate that was there before the last one.
+func unnoticed(t *testing.T, clients []*fixture.Load) {
+	for i, load := range clients {
+		report := load.Stop()
+		t.Logf("node%d: %d requests, %d handshakes, %d failed, %d certificates", i+1, report.Requests, report.Handshakes, report.Failed, len(report.Serials))
+		if report.Failed != 0 {
+			t.Errorf("node%d: %d of %d requests failed: %v", i+1, report.Failed, report.Requests, report.Errors)
+		}
+		for j := 1; j < len(report.Serials); j++ {
+			if old, next := report.Serials[j-1], report.Serials[j]; !old.Last.Before(next.First) {
+				t.Errorf("node%d: %s was served at %v, after %s at %v", i+1, old.Serial, old.Last, next.Serial, next.First)
+			}
+		}
+	}
+}
+
+// restartsFromDisk restarts HAProxy and sidecar of a node, which serves the same certificate again.
+func (c *composition) restartsFromDisk(t *testing.T) {
+	before := c.awaitSame(t, "shop.example.com", "", c.all())
+	c.run(t, "restart", "-t", "5", "haproxy1", "spoacme1")
+	if after := c.awaitSame(t, "shop.example.com", "", c.all()); after != before {
+		t.Errorf("serial %s after a restart, was %s", after, before)
+	}
+	c.awaitHealthy(t)
+}
+
+func since(began time.Time) time.Duration { return time.Since(began).Round(100 * time.Millisecond) }
