@@ -2,7 +2,7 @@
 // <dir>/<kind>/<name>.json (0600 in 0700), so an operator can look at it, back it up, restore it and edit it.
 //
 // A commit is durable, and atomic across its records, when it is in <dir>/journal: a line that was synced. Readers see
-// it from then on. Some milliseconds later the files are written (temporary file, rename); when things are quiet they
+// it from then on. When commits pause the files are written (temporary file, rename); when things are quiet they
 // are synced and the journal is emptied. What is in the journal when a process starts is written again. Commits that
 // arrive while the journal is being synced share the next sync.
 //
