@@ -22,6 +22,8 @@ type Shelf struct {
 	Disk func(ctx context.Context, name, fingerprint string) (*store.Bundle, error)
 	// Stored returns the facts of a stored certificate, nil when there is none. Neither chain nor key is needed.
 	Stored func(name string) *store.Certificate
+	// Broken reports whether a stored certificate can be read and not be served. Nil: none is known to be.
+	Broken func(name string) bool
 	// Names lists the stored certificates.
 	Names func() []string
 	// Copy is as in Config.
@@ -152,8 +154,9 @@ func (s *Shelf) better(ctx context.Context, names []string) []string {
 	var better []string
 	for _, name := range names {
 		stored := s.Stored(name)
-		b, _ := s.Disk(ctx, name, fingerprintOf(stored))
-		if stored != nil && b != nil && (b.NotBefore.After(stored.NotBefore) || !time.Now().Before(stored.NotAfter)) {
+		broken, fingerprint := s.lookedFor(name)
+		b, _ := s.Disk(ctx, name, fingerprint)
+		if stored != nil && b != nil && (broken || b.NotBefore.After(stored.NotBefore) || !time.Now().Before(stored.NotAfter)) {
 			better = append(better, name)
 			continue
 		}
@@ -171,6 +174,14 @@ func (s *Shelf) better(ctx context.Context, names []string) []string {
 	return better
 }
 
+// lookedFor returns the fingerprint that the disk is compared with: none when what is stored under it is of no use.
+func (s *Shelf) lookedFor(name string) (broken bool, fingerprint string) {
+	if s.Broken != nil && s.Broken(name) {
+		return true, ""
+	}
+	return false, fingerprintOf(s.Stored(name))
+}
+
 func fingerprintOf(c *store.Certificate) string {
 	if c == nil {
 		return ""
@@ -181,7 +192,8 @@ func fingerprintOf(c *store.Certificate) string {
 // offer offers those certificates that are still better.
 func (s *Shelf) offer(ctx context.Context, names []string) {
 	for _, name := range names {
-		if err := s.Compare(ctx, name, fingerprintOf(s.Stored(name))); err != nil && ctx.Err() == nil {
+		_, fingerprint := s.lookedFor(name)
+		if err := s.Compare(ctx, name, fingerprint); err != nil && ctx.Err() == nil {
 			s.Logger.Warn("a certificate that is better than the stored one is not offered yet", "certificate", name, "err", err)
 			s.mark(true, name) // so that it is looked at again
 		}

@@ -101,10 +101,20 @@ func (c *catalog) apply(ctx context.Context, keys []store.Key) error {
 func usable(e store.Entry) error {
 	if cert, ok := e.Record.(*store.Certificate); ok {
 		if _, err := cert.Bundle(); err != nil {
-			return &store.UnreadableError{Key: e.Key, Err: err}
+			return &store.UnreadableError{Key: e.Key, Err: fmt.Errorf("%w: %w", errUnusable, err)}
 		}
 	}
 	return nil
+}
+
+// errUnusable marks a certificate that can be read, and not served. A node that has a good one on disk offers it.
+var errUnusable = errors.New("it can't be served")
+
+// unusable reports whether a stored certificate is known to be such a one.
+func (c *catalog) unusable(name string) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return errors.Is(c.bad[store.Key{Kind: store.KindIssued, Name: name}.String()], errUnusable)
 }
 
 // stillBad looks again at what could be read and not used, of which a listing says nothing.

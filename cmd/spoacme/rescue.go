@@ -73,7 +73,8 @@ func (sc *sidecar) newShelf() *issuer.Shelf {
 		return nil
 	}
 	return &issuer.Shelf{
-		Store: sc.store, Disk: sc.hap.OnDisk, Copy: sc.store.copy, Stored: sc.catalog.issued, Names: sc.catalog.names,
+		Store: sc.store, Disk: sc.hap.OnDisk, Copy: sc.store.copy, Stored: sc.catalog.issued, Broken: sc.catalog.unusable,
+		Names: sc.catalog.names,
 		Offer: st.Offer, Withdraw: st.Withdraw, Logger: sc.log,
 		Offered: func(ctx context.Context) ([]string, error) {
 			offers, _, err := st.Offers(ctx, "")

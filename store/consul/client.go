@@ -116,11 +116,11 @@ func (k *call) explain(err error) error {
 	case k.status != 0 && k.status < http.StatusInternalServerError:
 		return fmt.Errorf("%s: %w", k.what, err)
 	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():
-		err = fmt.Errorf("Consul at %s does not answer: see whether its host is up and no packet filter is in the way: %w", k.c.addr, dial.Err)
+		err = fmt.Errorf("the Consul at %s does not answer: see whether its host is up and no packet filter is in the way: %w", k.c.addr, dial.Err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		err = fmt.Errorf("no Consul at %s: start its agent or correct SPOACME_STORE: %w", k.c.addr, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
-		err = fmt.Errorf("Consul at %s does not answer: %w", k.c.addr, context.DeadlineExceeded)
+		err = fmt.Errorf("the Consul at %s does not answer: %w", k.c.addr, context.DeadlineExceeded)
 	default:
 		err = explainTLS(k.c.addr, err)
 	}
@@ -133,13 +133,13 @@ func explainTLS(addr address, err error) error {
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		return fmt.Errorf("Consul at %s does not speak HTTPS: unset CONSUL_HTTP_SSL, or name its HTTPS port in SPOACME_STORE: %w", addr, err)
+		return fmt.Errorf("the Consul at %s does not speak HTTPS: unset CONSUL_HTTP_SSL, or name its HTTPS port in SPOACME_STORE: %w", addr, err)
 	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return fmt.Errorf("Consul at %s has a certificate of a CA that is not trusted here: name that CA's file in CONSUL_CACERT: %w", addr, err)
+		return fmt.Errorf("the Consul at %s has a certificate of a CA that is not trusted here: name that CA's file in CONSUL_CACERT: %w", addr, err)
 	case errors.As(err, new(x509.HostnameError)):
-		return fmt.Errorf("Consul at %s has a certificate for another name: set CONSUL_TLS_SERVER_NAME: %w", addr, err)
+		return fmt.Errorf("the Consul at %s has a certificate for another name: set CONSUL_TLS_SERVER_NAME: %w", addr, err)
 	case errors.As(err, &alert), strings.Contains(text, "remote error: tls:"):
-		return fmt.Errorf("Consul at %s refuses this client's certificate or its lack: name one of its CA's in CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY: %w", addr, err)
+		return fmt.Errorf("the Consul at %s refuses this client's certificate or its lack: name one of its CA's in CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY: %w", addr, err)
 	}
 	return err
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // errUnreached marks errors of calls that Consul did not answer, or only with a fault of its own.
-var errUnreached = errors.New("Consul can't be reached")
+var errUnreached = errors.New("out of reach")
 
 // unreached is an error with that mark. Its text is that of the error.
 type unreached struct{ error }
