@@ -75,7 +75,7 @@ func newChaos(d dice) chaos {
 		for _, f := range []fault{commitUnanswered, commitSlow, readSlow, watchSlow} {
 			well.of[f] = c.of[f]
 		}
-		well.of[commitLost] = min(c.of[commitLost], 20) // a write is tried four times
+		well.of[commitLost] = min(c.of[commitLost], 30) // a write is tried four times
 		return well
 	}
 	return c

@@ -7,7 +7,7 @@
 # It fails when a rule can be taken out without a seed seeing it, or when its text is no longer where it is looked for.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-runs=${1:-3000} only=${2:-}
+runs=${1:-5000} only=${2:-}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 unseen=0
