@@ -18,6 +18,7 @@ type contact struct {
 	err   error     // of the last call; nil when it was answered
 	since time.Time // when the first call of the streak failed
 	said  bool      // the streak was logged
+	back  time.Time // when the last streak that was logged was over
 }
 
 func (c *contact) note(err error) {
@@ -30,7 +31,7 @@ func (c *contact) note(err error) {
 	c.err = err
 	switch {
 	case err == nil && c.said:
-		c.said = false
+		c.said, c.back = false, now
 		c.log.Info("Consul answers again", "after", lasted(c.since))
 	case err != nil && !c.said && now.Sub(c.since) >= outOfReach:
 		c.said = true
@@ -46,6 +47,13 @@ func (c *contact) fails() error {
 		return nil
 	}
 	return c.err
+}
+
+// backSince is when Consul last came back from being out of reach.
+func (c *contact) backSince() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.back
 }
 
 // noteContact notes how a call ended. One that its caller gave up says nothing.

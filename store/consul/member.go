@@ -305,13 +305,16 @@ func (m *member) live(ctx context.Context) error {
 	}
 }
 
-var errGone = errors.New("the session of this node is gone")
+var (
+	errGone  = errors.New("the session of this node is gone")
+	errStuck = errors.New("given up, the token table is not being kept up to date")
+)
 
 // stay renews the session until ctx ends or the session is lost. No write of the ack holds that up.
 func (m *member) stay(ctx context.Context, session string, renewed time.Time) error {
 	for pause := renews; sleep(ctx, pause); {
 		if m.stuck() {
-			return fmt.Errorf("%w: given up, the token table is not being kept up to date", errGone)
+			return fmt.Errorf("%w: %w", errGone, errStuck)
 		}
 		start := time.Now()
 		alive, err := m.s.c.renew(ctx, session)

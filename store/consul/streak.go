@@ -33,13 +33,18 @@ func (s *streak) failed(msg string, err error, args ...any) {
 		s.since = now
 	}
 	args = append(args, "err", err)
-	alone := now.Sub(s.since) > 2*outOfReach && s.c.contact.fails() == nil
-	if s.said || errors.Is(err, errUnreached) && !alone {
+	lasts := s.c.contact.fails() == nil && now.Sub(s.since) > 2*outOfReach && now.Sub(s.c.contact.backSince()) > 2*outOfReach
+	if s.said || passes(err) && !lasts {
 		s.c.log.Debug(msg, args...)
 		return
 	}
 	s.said = true
 	s.c.log.Warn(msg, args...)
+}
+
+// passes reports whether a failure is one that Consul's absence brings with it: a session that ended meanwhile is made anew.
+func passes(err error) bool {
+	return (errors.Is(err, errUnreached) || errors.Is(err, errGone)) && !errors.Is(err, errStuck)
 }
 
 // over is called whenever it works.
