@@ -45,11 +45,11 @@ func TestLostReplies(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	p.set(once(isTxn, loseReply))
+	p.set(once(isWrite, loseReply))
 	if err := put("2"); err != nil {
 		t.Errorf("stored, but the answer was lost: %v", err)
 	}
-	p.set(once(isTxn, lose))
+	p.set(once(isWrite, lose))
 	if err := put("3"); !errors.Is(err, store.ErrRefused) || errors.Is(err, store.ErrUnknown) {
 		t.Errorf("the request was lost: %v", err)
 	}
@@ -62,7 +62,7 @@ func TestLostReplies(t *testing.T) {
 
 	// Now for so long that the term ends.
 	p.set(func(r *http.Request) fate {
-		if isTxn(r) {
+		if isWrite(r) {
 			return loseReply
 		}
 		if r.Method == http.MethodPut {
@@ -96,7 +96,7 @@ func TestLateWrite(t *testing.T) {
 	var one sync.Once
 	late := http.Header{}
 	p.set(func(r *http.Request) fate {
-		if isTxn(r) {
+		if isWrite(r) {
 			one.Do(func() {
 				// A copy that does not end with the store's patience.
 				body := readAll(t, r)

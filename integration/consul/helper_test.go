@@ -2,6 +2,7 @@ package consul_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -163,7 +164,18 @@ func (p *proxy) set(rule func(*http.Request) fate) {
 
 func (p *proxy) addr() string { return strings.TrimPrefix(p.URL, "http://") }
 
+// isTxn tells transactions, in which records may be read, too.
 func isTxn(r *http.Request) bool { return r.URL.Path == "/v1/txn" }
+
+// isWrite tells transactions that change something.
+func isWrite(r *http.Request) bool {
+	if !isTxn(r) {
+		return false
+	}
+	b, err := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(b))
+	return err == nil && strings.Count(string(b), `"Verb":`) > strings.Count(string(b), `"Verb":"get"`)
+}
 
 // once does something to the first request that fits.
 func once(fits func(*http.Request) bool, f fate) func(*http.Request) fate {

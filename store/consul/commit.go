@@ -5,7 +5,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"sync"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 
@@ -50,7 +51,7 @@ func (s *Store) Commit(ctx context.Context, lease store.Lease, pre []store.Preco
 	if err != nil {
 		return err
 	}
-	if err := s.refuseUnreadable(ctx, pre, writes, sealer); err != nil {
+	if err := s.refuseUnreadable(ctx, unguarded(pre, writes), sealer); err != nil {
 		return err
 	}
 	c, err := s.newCommit(ctx, pre, ops, writes)
@@ -63,35 +64,34 @@ func (s *Store) Commit(ctx context.Context, lease store.Lease, pre []store.Preco
 	return s.direct(c)
 }
 
-// refuseUnreadable looks at what would be overwritten without a precondition.
-func (s *Store) refuseUnreadable(ctx context.Context, pre []store.Precondition, writes []store.Write, sealer store.Sealer) error {
+// unguarded lists what is written without a precondition.
+func unguarded(pre []store.Precondition, writes []store.Write) []store.Key {
 	known := map[store.Key]bool{}
 	for _, p := range pre {
 		known[p.Key] = true
 	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var errs []error
-	slots := make(chan struct{}, 8)
+	var keys []store.Key
 	for _, w := range writes {
-		if known[w.Key] {
-			continue
+		if !known[w.Key] {
+			keys = append(keys, w.Key)
 		}
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			p, _, err := s.c.get(ctx, s.keys.record(w.Key), 0)
-			if err == nil && p != nil {
-				_, err = entry(w.Key, p, sealer)
-			}
-			if err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
 	}
-	wg.Wait()
+	return keys
+}
+
+// refuseUnreadable looks at what would be overwritten without a precondition.
+func (s *Store) refuseUnreadable(ctx context.Context, keys []store.Key, sealer store.Sealer) error {
+	slices.SortFunc(keys, func(a, b store.Key) int { return strings.Compare(a.String(), b.String()) })
+	found, err := s.getMany(ctx, slices.Compact(keys))
+	if err != nil {
+		return store.Refusedf("%w", err)
+	}
+	var errs []error
+	for k, p := range found {
+		if _, err := entry(k, p, sealer); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if len(errs) > 0 {
 		return store.Refusedf("%w", errors.Join(errs...))
 	}

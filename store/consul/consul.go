@@ -73,6 +73,7 @@ type Store struct {
 	fresh   freshTable
 	facts   facts
 	lately  lately
+	decoded decoded
 	leading atomic.Bool // between winning and losing the lock
 
 	manifestList, wantedList sharedList

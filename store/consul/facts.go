@@ -56,12 +56,12 @@ func (s *Store) listIssued(ctx context.Context) (store.Listing, error) {
 		return store.Listing{}, err
 	}
 	entries := make(map[string]store.Entry, len(names))
-	var missing []string
+	var missing []store.Key
 	for _, name := range names {
 		if e, ok := s.facts.get(name, manifest[name]); ok {
 			entries[name] = e
 		} else {
-			missing = append(missing, name)
+			missing = append(missing, store.Key{Kind: store.KindIssued, Name: name})
 		}
 	}
 	unreadable, err := s.fetch(ctx, missing, func(e store.Entry) { entries[e.Key.Name] = e })
@@ -101,81 +101,41 @@ func (s *Store) whatIsIssued(ctx context.Context) ([]string, map[string]Summary,
 	return names, manifest, nil
 }
 
-// fetchAtOnce is how many certificates are asked for at once: the oldest servers take 64 operations.
-const fetchAtOnce = 60
-
 // fetch reads certificates in parts, with pauses as long as what they took, and gives their facts to got.
-func (s *Store) fetch(ctx context.Context, names []string, got func(store.Entry)) (unreadable []error, err error) {
+func (s *Store) fetch(ctx context.Context, keys []store.Key, got func(store.Entry)) (unreadable []error, err error) {
 	sealer, err := s.opener(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for part := range slices.Chunk(names, fetchAtOnce) {
+	for part := range slices.Chunk(keys, fetchAtOnce) {
 		start := time.Now()
 		pairs, err := s.getMany(ctx, part)
 		if err != nil {
 			return nil, err
 		}
-		for name, p := range pairs {
-			e, err := s.issuedEntry(name, p, sealer)
+		for key, p := range pairs {
+			e, err := checkedEntry(key, p, sealer)
 			if err != nil {
 				unreadable = append(unreadable, err)
 				continue
 			}
 			cert := e.Record.(*store.Certificate)
 			store.DropPEM(cert)
-			s.facts.put(name, fact{tag(p.Value), e.Revision, cert})
+			s.facts.put(key.Name, fact{tag(p.Value), e.Revision, cert})
 			got(e)
 		}
-		if len(names) > fetchAtOnce {
+		if len(keys) > fetchAtOnce {
 			sleep(ctx, time.Since(start))
 		}
 	}
 	return unreadable, nil
 }
 
-func (s *Store) issuedEntry(name string, p *api.KVPair, sealer store.Sealer) (store.Entry, error) {
-	key := store.Key{Kind: store.KindIssued, Name: name}
+func checkedEntry(key store.Key, p *api.KVPair, sealer store.Sealer) (store.Entry, error) {
 	if err := validKey(key); err != nil {
 		return store.Entry{}, fmt.Errorf("%w %s: %w", store.ErrUnreadable, key, err)
 	}
 	return entry(key, p, sealer)
-}
-
-// getMany reads certificates in one request. What is not there any more is left out.
-func (s *Store) getMany(ctx context.Context, names []string) (map[string]*api.KVPair, error) {
-	dir := s.keys.dir(string(store.KindIssued))
-	for len(names) > 0 {
-		ops := make(api.TxnOps, len(names))
-		for i, name := range names {
-			ops[i] = kvOp(api.KVGet, dir+name, nil, 0)
-		}
-		results, refused, err := s.c.txn(ctx, ops)
-		if err != nil {
-			return nil, err
-		}
-		if len(refused) == 0 {
-			found := make(map[string]*api.KVPair, len(results))
-			for _, r := range results {
-				found[strings.TrimPrefix(r.KV.Key, dir)] = r.KV
-			}
-			if len(found) != len(names) {
-				return nil, fmt.Errorf("read below %s: %w: give the token the policy of its role, see haproxy-conf/consul", dir, errForbidden)
-			}
-			return found, nil
-		}
-		gone := map[string]bool{}
-		for _, e := range refused {
-			if e.OpIndex >= 0 && e.OpIndex < len(names) && !isForbidden(e.What) {
-				gone[names[e.OpIndex]] = true
-			}
-		}
-		if len(gone) == 0 {
-			return nil, refusal(ops, refused)
-		}
-		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return gone[name] })
-	}
-	return nil, nil
 }
 
 // get returns what is known of a certificate if that is what the manifest says.

@@ -66,6 +66,7 @@ func (f *follow) run(ctx context.Context, changed func(keys []store.Key)) error 
 	close(f.late)
 	return f.news.Follow(ctx, func(keys []store.Key) {
 		f.table.handling(keys)
+		f.s.prefetch(ctx, keys)
 		changed(keys)
 		f.table.handled(f.s)
 	}, f.kinds...)

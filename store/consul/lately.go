@@ -2,6 +2,8 @@ package consul
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +27,6 @@ type lateRead struct {
 	change string
 	done   chan struct{}
 	pair   *api.KVPair // nil when there is none or the read failed
-	err    error
 }
 
 // get reads a key, or takes part in the read of another caller who had heard of the same change.
@@ -39,10 +40,9 @@ func (l *lately) get(ctx context.Context, key store.Key, change string, read fun
 		}
 		l.reads[key] = r
 		l.mu.Unlock()
-		r.pair, r.err = read()
-		close(r.done)
-		time.AfterFunc(latelyFor, func() { l.forget(key, r) })
-		return r.pair, r.err
+		pair, err := read()
+		l.end(key, r, pair)
+		return pair, err
 	}
 	l.mu.Unlock()
 	select {
@@ -50,10 +50,58 @@ func (l *lately) get(ctx context.Context, key store.Key, change string, read fun
 		return nil, ctx.Err()
 	case <-r.done:
 	}
-	if r.err != nil || r.pair == nil {
+	if r.pair == nil {
 		return read()
 	}
 	return r.pair, nil
+}
+
+// claim begins reads of those keys that nobody reads yet. Each must be ended.
+func (l *lately) claim(changes map[store.Key]string) map[store.Key]*lateRead {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reads == nil {
+		l.reads = map[store.Key]*lateRead{}
+	}
+	mine := map[store.Key]*lateRead{}
+	for key, change := range changes {
+		if r := l.reads[key]; r == nil || r.change != change {
+			mine[key] = &lateRead{change: change, done: make(chan struct{})}
+			l.reads[key] = mine[key]
+		}
+	}
+	return mine
+}
+
+// end hands out what was read; nil for nothing that counts.
+func (l *lately) end(key store.Key, r *lateRead, pair *api.KVPair) {
+	r.pair = pair
+	close(r.done)
+	time.AfterFunc(latelyFor, func() { l.forget(key, r) })
+}
+
+// prefetch reads together what a follower is about to get one by one.
+func (s *Store) prefetch(ctx context.Context, keys []store.Key) {
+	if len(keys) < 2 || s.leading.Load() {
+		return
+	}
+	changes := map[store.Key]string{}
+	for _, k := range keys {
+		if change := s.announced(k); change != "" && k.Kind != kindForeign {
+			changes[k] = change
+		}
+	}
+	mine := s.lately.claim(changes)
+	for part := range slices.Chunk(slices.Collect(maps.Keys(mine)), fetchAtOnce) {
+		pairs, err := s.getMany(ctx, part)
+		for _, k := range part {
+			pair := pairs[k]
+			if err != nil || pair != nil && pair.ModifyIndex < s.floor(k) {
+				pair = nil // whoever wants it reads it
+			}
+			s.lately.end(k, mine[k], pair)
+		}
+	}
 }
 
 func (l *lately) forget(key store.Key, r *lateRead) {

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/consul/api"
@@ -44,7 +45,7 @@ func (s *Store) readTable(ctx context.Context, t *tableWatch, dir string, index 
 			}
 			return nil, 0, err
 		}
-		s.member.tableRead(began, highest(pairs))
+		s.member.tableRead(began, s.decoded.highest(dir, pairs))
 		t.mu.Lock()
 		t.reading, t.pairs, t.index = began, pairs, next
 		t.mu.Unlock()
@@ -52,18 +53,49 @@ func (s *Store) readTable(ctx context.Context, t *tableWatch, dir string, index 
 	}
 }
 
-// highest returns the highest generation of stored challenges.
-func highest(pairs api.KVPairs) uint64 {
+// decoded is the challenges as they were read last: with 200 orders open most of them are the same in the next read.
+type decoded struct {
+	mu      sync.Mutex
+	entries map[store.Key]store.Entry
+}
+
+// highest decodes what is new and returns the highest generation of all, also of what can't be read.
+func (d *decoded) highest(dir string, pairs api.KVPairs) uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := make(map[store.Key]store.Entry, len(pairs))
 	var high uint64
 	for _, p := range pairs {
-		var c struct {
-			Generation uint64 `json:"generation"`
+		key := store.Key{Kind: store.KindChallenges, Name: strings.TrimPrefix(p.Key, dir)}
+		e, ok := d.entries[key]
+		if !ok || e.Revision != revision(p) {
+			var err error
+			if e, err = checkedEntry(key, p, noKeys{}); err != nil { // there is no secret in it
+				high = max(high, generationOf(p.Value))
+				continue
+			}
 		}
-		if json.Unmarshal(p.Value, &c) == nil {
-			high = max(high, c.Generation)
-		}
+		now[key] = e
+		high = max(high, e.Record.(*store.Challenges).Generation)
 	}
+	d.entries = now
 	return high
+}
+
+func generationOf(value []byte) uint64 {
+	var c struct {
+		Generation uint64 `json:"generation"`
+	}
+	_ = json.Unmarshal(value, &c) //nolint:errcheck // then it is none
+	return c.Generation
+}
+
+// get returns a record that is stored as it was read last. It must not be changed.
+func (d *decoded) get(key store.Key, p *api.KVPair) (store.Entry, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e, ok := d.entries[key]
+	return e, ok && e.Revision == revision(p)
 }
 
 // announced notes that there are differences, before they are announced; no keys are all.
