@@ -94,7 +94,8 @@ test-docker: tools-compose
 ROUNDS ?= 5
 bench: tools tools-lego
 	integration/tools/need.sh wrk wrk
-	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/bench -rounds $(ROUNDS)
+	integration/tools/need.sh jq jq
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./integration/bench -rounds $(ROUNDS)
 
 lint: tools-lint
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo 'run gofmt -w on these'; exit 1; }

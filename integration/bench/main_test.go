@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -91,7 +92,7 @@ func (s *sheet) print(b *testing.B) {
 		})
 	}
 	var t strings.Builder
-	fmt.Fprintf(&t, "\n### %s\n\n%s\n\n| what | by | median | worst | n | target |\n|---|---|---|---|---|---|\n", s.title, machine())
+	fmt.Fprintf(&t, "\n### %s\n\n%s\n\n| what | by | median | p99 | worst | n | target |\n|---|---|---|---|---|---|---|\n", s.title, machine())
 	for _, f := range s.series {
 		if len(f.samples) == 0 {
 			continue
@@ -100,7 +101,11 @@ func (s *sheet) print(b *testing.B) {
 		if f.unit == "req/s" {
 			worst = slices.Min(f.samples)
 		}
-		fmt.Fprintf(&t, "| %s | %s | %s | %s | %d | %s |\n", f.what, f.by, shown(f.quantile(0.5), f.unit), shown(worst, f.unit), len(f.samples), f.target)
+		p99 := "–" // of few samples it is the worst
+		if len(f.samples) >= 100 {
+			p99 = shown(f.quantile(0.99), f.unit)
+		}
+		fmt.Fprintf(&t, "| %s | %s | %s | %s | %s | %d | %s |\n", f.what, f.by, shown(f.quantile(0.5), f.unit), p99, shown(worst, f.unit), len(f.samples), f.target)
 	}
 	for _, n := range s.notes {
 		fmt.Fprintf(&t, "\n%s\n", n)
@@ -111,11 +116,17 @@ func (s *sheet) print(b *testing.B) {
 // scope ends what was started in a part of a benchmark when that part ends.
 type scope struct {
 	*testing.B
+
+	mu       sync.Mutex
 	cleanups []func()
 }
 
 // Cleanup implements testing.TB.
-func (s *scope) Cleanup(f func()) { s.cleanups = append(s.cleanups, f) }
+func (s *scope) Cleanup(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cleanups = append(s.cleanups, f)
+}
 
 // during calls f, and then what it gave to Cleanup.
 func during(b *testing.B, f func(b *scope)) {

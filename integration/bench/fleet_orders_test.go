@@ -1,0 +1,122 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spoacme/spoacme/store"
+	"github.com/spoacme/spoacme/store/storetest"
+)
+
+// orderNodes is how many nodes every order waits for.
+const orderNodes = 50
+
+// BenchmarkOrders measures the store's share of issuing for a fleet of 50 nodes: the barrier, and all that a leader writes
+// and waits for when 200 certificates are due at once, with an authority that takes no time.
+func BenchmarkOrders(b *testing.B) {
+	s := &sheet{title: "What the fleet's store costs an order"}
+	ca := storetest.NewCA(b, "Bench")
+	for _, servers := range []int{3, 1} {
+		during(b, func(b *scope) {
+			f := startFleet(b, servers, ca, certificates(b, ca, 1))
+			f.checks = false
+			f.grow(orderNodes, 0)
+			by := map[int]string{3: "3 Consul servers", 1: "1 Consul server"}[servers]
+			for range *rounds {
+				for range 20 {
+					f.barriers(s, "barrier, 1 order", by, "", 1)
+					settle(context.Background(), 100*time.Millisecond)
+				}
+				for range 4 {
+					f.barriers(s, "barrier, 50 orders in flight", by, "p99 < 150 ms", 50)
+					settle(context.Background(), 100*time.Millisecond)
+				}
+				begun := time.Now()
+				f.orders(200)
+				s.figure("200 orders at once, all but the authority", by, "s", "< 2 s").add(time.Since(begun).Seconds())
+			}
+		})
+	}
+	s.note("%d nodes, all of them stand-ins: a sidecar's store with session, acks, watches and token table, in the process that measures. They fetch the certificates, and don't parse them. A barrier is from the commit of an order's tokens being done until all nodes have said that they have them.", orderNodes)
+	s.print(b)
+}
+
+// barriers publishes the tokens of some orders at once and waits for all nodes.
+func (f *fleet) barriers(s *sheet, what, by, target string, orders int) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for i := range orders {
+		c := f.tokens(fmt.Sprint("order", i))
+		wg.Go(func() {
+			begun := time.Now()
+			f.commit(store.Put(c))
+			published := time.Now()
+			f.barrier(c.Generation)
+			mu.Lock()
+			defer mu.Unlock()
+			publication := s.figure(what+": published", by, "ms", "")
+			publication.samples = append(publication.samples, ms(published.Sub(begun)))
+			waited := s.figure(what, by, "ms", target)
+			waited.samples = append(waited.samples, ms(time.Since(published)))
+		})
+	}
+	wg.Wait()
+}
+
+// orders does with the store what the issuer does for so many certificates.
+func (f *fleet) orders(count int) {
+	var wg sync.WaitGroup
+	for i := range count {
+		name := fmt.Sprintf("o%03d", i)
+		issued := f.ca.Certificate(name, storetest.Leaf{Domains: []string{name + ".example.com"}})
+		tokens := f.tokens(name)
+		wg.Go(func() { f.order(issued, tokens) })
+	}
+	wg.Wait()
+}
+
+// order is one of them: attempt and intent, the fence before newOrder, its URL, the tokens, the barrier, the fence and the mark
+// before finalize, the certificate.
+func (f *fleet) order(issued *store.Certificate, tokens *store.Challenges) {
+	now := time.Now().UTC()
+	o := store.Order{Name: issued.Name, CA: issued.CA, Account: "account", Spec: store.Spec{Domains: issued.Domains}, Private: issued.Private, Started: now}
+	attempt := &store.Attempt{Name: issued.Name, CA: issued.CA, Failures: 1, Tried: now, Next: now}
+	stage := func(change func()) store.Op {
+		change()
+		copied := o
+		return store.Put(&copied)
+	}
+	f.commit(store.Put(attempt), stage(func() {}))
+	f.commit()
+	f.commit(stage(func() { o.URL = "https://ca.example/order/" + issued.Name }))
+	f.commit(store.Put(tokens))
+	f.barrier(tokens.Generation)
+	f.commit()
+	f.commit(stage(func() { o.Finalized = true }))
+	f.commit(store.Put(issued), store.Delete(o.Key()), store.Delete(attempt.Key()), store.Delete(tokens.Key()))
+}
+
+// tokens are the next order's.
+func (f *fleet) tokens(name string) *store.Challenges {
+	f.generation++
+	return &store.Challenges{Name: name, Generation: f.generation, Tokens: []string{fmt.Sprintf("token-of-%s-%032d", name, f.generation)}, Thumbprint: thumbprint}
+}
+
+const thumbprint = "0123456789012345678901234567890123456789012"
+
+func (f *fleet) commit(ops ...store.Op) {
+	if err := f.leader.Commit(context.Background(), f.lease, nil, ops); err != nil {
+		f.b.Error(err)
+	}
+}
+
+func (f *fleet) barrier(generation uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if missing, err := f.leader.Barrier(ctx, generation); err != nil || len(missing) > 0 {
+		f.b.Error(missing, err)
+	}
+}
