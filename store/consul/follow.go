@@ -98,7 +98,7 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 		pairs, index, err := f.s.c.list(ctx, dir, index)
 		return revisions(pairs), index, err
 	}
-	watch(ctx, f.s.c, dir, read, func(now map[string]string) bool {
+	watchCalmly(ctx, f.s.c, dir, calm, read, func(now map[string]string) bool {
 		f.s.touch()
 		keys := differences(kind, dir, known, now)
 		switch {
