@@ -15,6 +15,13 @@ const fetchAtOnce = 60
 
 // getMany reads records in one request, or in two when some are not there, which are left out.
 func (s *Store) getMany(ctx context.Context, keys []store.Key) (map[store.Key]*api.KVPair, error) {
+	if len(keys) == 1 {
+		p, _, err := s.c.get(ctx, s.keys.record(keys[0]), 0)
+		if err != nil || p == nil {
+			return nil, err
+		}
+		return map[store.Key]*api.KVPair{keys[0]: p}, nil
+	}
 	for len(keys) > 0 {
 		ops := make(api.TxnOps, len(keys))
 		at := make(map[string]store.Key, len(keys))
