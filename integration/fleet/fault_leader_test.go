@@ -52,8 +52,10 @@ func TestLeaderLost(t *testing.T) {
 	f.terminated(t, 3)
 	t.Log("kill -9")
 	f.killed(t, 4)
+	t.Log("kill -9 and a restart at once")
+	f.crashed(t, 5)
 	t.Log("SIGSTOP and SIGCONT")
-	f.frozen(t, 5)
+	f.frozen(t, 6)
 }
 
 // sessionDestroyed ends the session of the lock in the middle of an order.
@@ -94,6 +96,31 @@ func (f *fleet) terminated(t *testing.T, certificates int) {
 	must(t, f.sidecar[node].Restart())
 	f.ready(t, 20*time.Second, 3)
 	f.ask(t, node, "shop")
+	f.renewed(t, 30*time.Second, shop, certificates)
+}
+
+// crashed kills the leader in the middle of an order, and what looks after processes starts it again: its successor ends its
+// term, and nobody waits until that ends by itself.
+func (f *fleet) crashed(t *testing.T, certificates int) {
+	t.Helper()
+	node, session := f.leader(t, 10*time.Second, "")
+	var begin time.Time
+	done := f.atFinalize(func() {
+		f.sidecar[node].Kill9()
+		begin = time.Now()
+		if err := f.sidecar[node].Restart(); err != nil {
+			t.Error(err)
+		}
+	})
+	f.ask(t, f.other(node), "shop")
+	closed(t, done, "finalize")
+	f.ca.Meddle(nil)
+	f.leader(t, 20*time.Second, session)
+	took := time.Since(begin)
+	t.Logf("kill -9 and restart: one leads after %v", took.Round(time.Millisecond))
+	if took > 10*time.Second {
+		t.Errorf("kill -9 and restart: one leads after %v", took)
+	}
 	f.renewed(t, 30*time.Second, shop, certificates)
 }
 

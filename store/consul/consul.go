@@ -61,6 +61,7 @@ type Store struct {
 
 	instance string // this installation, kept in StateDir
 	boot     string // this process
+	retire   sync.Once
 
 	feed    shared[feedState]
 	acks    shared[ackTable]

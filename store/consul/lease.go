@@ -41,10 +41,12 @@ type leaseTerm struct {
 	renewed time.Time // start of the last good renewal, by both clocks
 }
 
-// leaderRecord is the value of leader, for people to read.
+// leaderRecord is the value of leader, for people to read, and for the process that comes after one that died.
 type leaderRecord struct {
-	Node  string    `json:"node"`
-	Since time.Time `json:"since"`
+	Node     string    `json:"node"`
+	Instance string    `json:"instance,omitempty"`
+	Boot     string    `json:"boot,omitempty"`
+	Since    time.Time `json:"since"`
 }
 
 // Lead implements store.Store.
@@ -52,6 +54,7 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 	if s.cfg.Role == RoleEdge {
 		return nil, fmt.Errorf("lead: %s is an edge, which never leads: set SPOACME_ROLE=node if it should", s.cfg.Node)
 	}
+	s.retire.Do(func() { s.retireLeader(ctx) })
 	tries, failing := newBackoff(), streak{c: s.c}
 	for ctx.Err() == nil {
 		s.waitFree(ctx)
@@ -70,6 +73,22 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 		sleep(ctx, tries.NextBackOff())
 	}
 	return nil, fmt.Errorf("lead: %w", ctx.Err())
+}
+
+// retireLeader ends the term of this installation's last process, which died in it: it would last up to 2 × ttl more. That is
+// done once, at the start: of two copies of an installation none takes the lock away from the other again and again. Were
+// that process alive after all, the fence would refuse what it writes.
+func (s *Store) retireLeader(ctx context.Context) {
+	p, _, err := s.c.get(ctx, s.keys.leader(), 0)
+	if err != nil || p == nil || p.Session == "" {
+		return // it expires by itself
+	}
+	var r leaderRecord
+	if json.Unmarshal(p.Value, &r) != nil || r.Node != s.cfg.Node || r.Instance != s.instance || r.Boot == s.boot {
+		return
+	}
+	s.log.Info("the term of this node's last process, which did not end it, is over", "node", s.cfg.Node)
+	s.giveBack(ctx, p.Session)
 }
 
 // errUnfit means that this process should not lead although it could have the lock.
@@ -123,7 +142,7 @@ func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
 	if err != nil {
 		return nil, err
 	}
-	value, _ := json.Marshal(leaderRecord{s.cfg.Node, start.UTC().Round(time.Second)}) //nolint:errcheck // plain fields
+	value, _ := json.Marshal(leaderRecord{s.cfg.Node, s.instance, s.boot, start.UTC().Round(time.Second)}) //nolint:errcheck // plain fields
 	ok, err := s.c.acquire(ctx, s.keys.leader(), value, session)
 	if !ok || err != nil {
 		s.giveBack(ctx, session)
