@@ -62,7 +62,7 @@ func (ca *authority) place(by string, domains []string) *order {
 		life = time.Minute + ca.w.dice.span(10*time.Minute, "order life", n)
 	}
 	o := &order{
-		number: n, by: by, name: nameOf(domains[0]), domains: domains, status: "pending", expires: time.Now().Add(life),
+		number: n, by: by, name: nameOf(domains[0]), domains: domains, status: "pending", expires: time.Now().Add(life).Truncate(time.Second), // as it is told
 		answered: make([]bool, len(domains)), verdicts: make([]string, len(domains)),
 	}
 	for i := range domains {
