@@ -51,9 +51,25 @@ func (s *Store) Commit(ctx context.Context, lease store.Lease, pre []store.Preco
 	if err != nil {
 		return err
 	}
+	s.just.drop(writes)
+	defer s.just.drop(writes) // what a watch read before it was done
+	if l != nil {
+		if guards, all := l.writer.guards(unguarded(pre, writes)); all {
+			err := s.commit(ctx, l, slices.Concat(pre, guards), ops, writes)
+			if len(guards) == 0 || !errors.Is(err, store.ErrRefused) || l.holds() != nil {
+				return err
+			}
+			l.writer.forget(guards) // somebody has edited one of them, or a condition of the caller does not hold
+		}
+	}
 	if err := s.refuseUnreadable(ctx, unguarded(pre, writes), sealer); err != nil {
 		return err
 	}
+	return s.commit(ctx, l, pre, ops, writes)
+}
+
+// commit writes under a lease or, with none, at once.
+func (s *Store) commit(ctx context.Context, l *leaseTerm, pre []store.Precondition, ops []store.Op, writes []store.Write) error {
 	c, err := s.newCommit(ctx, pre, ops, writes)
 	if err != nil {
 		return err

@@ -74,6 +74,7 @@ type Store struct {
 	fresh   freshTable
 	facts   facts
 	lately  lately
+	just    justRead
 	decoded decoded
 	leading atomic.Bool // between winning and losing the lock
 

@@ -128,7 +128,7 @@ func (s *Store) watchFeed(ctx context.Context, publish func(feedState)) {
 	read := func(ctx context.Context, index uint64) (*api.KVPair, uint64, error) {
 		return s.c.get(ctx, s.keys.feed(), index)
 	}
-	watchCalmly(ctx, s.c, "the feed", calm, read, func(p *api.KVPair) bool {
+	watchCalmly(ctx, s.c, "the feed", calmFeed, read, func(p *api.KVPair) bool {
 		s.touch()
 		f, err := parseFeed(p)
 		if err != nil && !broken {

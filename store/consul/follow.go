@@ -91,14 +91,20 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 	}
 	dir := f.s.keys.dir(string(kind))
 	var known map[string]string
+	var pairs api.KVPairs
 	read := func(ctx context.Context, index uint64) (map[string]string, uint64, error) {
 		if kind == store.KindChallenges {
 			return f.s.readTable(ctx, &f.table, dir, index)
 		}
-		pairs, index, err := f.s.c.list(ctx, dir, index)
+		var err error
+		pairs, index, err = f.s.c.list(ctx, dir, index)
 		return revisions(pairs), index, err
 	}
-	watchCalmly(ctx, f.s.c, dir, calm, read, func(now map[string]string) bool {
+	most := calm
+	if kind == store.KindAttempt || kind == store.KindOrder {
+		most = calmProgress
+	}
+	watchCalmly(ctx, f.s.c, dir, most, read, func(now map[string]string) bool {
 		f.s.touch()
 		keys := differences(kind, dir, known, now)
 		switch {
@@ -107,6 +113,7 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 			f.hasRead(done)
 		case len(keys) > 0:
 			f.table.announced(f.s, kind, keys)
+			f.s.just.put(dir, pairs, keys)
 			f.news.Announce(keys...)
 		}
 		f.table.unchanged(f.s, kind)

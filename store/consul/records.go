@@ -50,7 +50,13 @@ func (s *Store) getAnnounced(ctx context.Context, key store.Key) (*api.KVPair, e
 		}
 		return pair, err
 	}
-	if change := s.announced(key); change != "" && !s.leading.Load() {
+	if s.leading.Load() {
+		return read()
+	}
+	if pair, ok := s.just.get(key); ok {
+		return pair, nil
+	}
+	if change := s.announced(key); change != "" {
 		return s.lately.get(ctx, key, change, read)
 	}
 	return read()

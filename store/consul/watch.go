@@ -24,6 +24,13 @@ const gap = 10 * time.Millisecond
 // and Consul is so busy answering them that the leader waits.
 const calm = 80 * time.Millisecond
 
+// The same of what nobody waits for while a burst lasts: certificates, of which a renewal alone is still heard at once, and
+// how orders get on, which is for people to see.
+const (
+	calmFeed     = 250 * time.Millisecond
+	calmProgress = 500 * time.Millisecond
+)
+
 // watch reads something again and again, each time as soon as it is newer than index, and hands it to got, until ctx
 // ends. got reports whether there was news in it. Errors are logged once per streak.
 func watch[T any](ctx context.Context, c *client, what string,
@@ -65,10 +72,14 @@ func watchCalmly[T any](ctx context.Context, c *client, what string, most time.D
 		if got(value) || asked == 0 || next == asked {
 			idle = 0
 			took := time.Since(began)
-			if pause = min(2*pause, most); took > calm {
+			if pause = min(2*pause, most); took > 2*most {
 				pause = gap
 			}
-			sleep(ctx, pause-took)
+			if most <= calm {
+				sleep(ctx, pause-took)
+			} else {
+				sleep(ctx, pause) // a Consul that is slow already is not asked at once again
+			}
 			continue
 		}
 		// Woken for nothing, as by every write while the thing is absent.

@@ -26,6 +26,7 @@ type writer struct {
 	fence    uint64 // index of the fence
 	feed     feedState
 	manifest map[byte]shard
+	last     lastWrites
 }
 
 // batch is the commits of one transaction.
@@ -126,6 +127,7 @@ func (w *writer) write(commits []*commit) {
 		switch {
 		case err == nil && refused == nil:
 			w.done(b, fenceIndex(results, w.l.s.keys.fence()))
+			w.last.done(b, results)
 			answer(commits, nil)
 			return
 		case err == nil:
@@ -280,6 +282,7 @@ func (w *writer) lookAtFence(b *batch, own map[string]bool, unanswered error) bo
 	switch {
 	case p != nil && string(p.Value) == b.id:
 		w.done(b, p.ModifyIndex)
+		w.last.done(b, nil)
 		answer(b.commits, nil)
 		return true
 	case p != nil && own[string(p.Value)]:
