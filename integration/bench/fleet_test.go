@@ -34,6 +34,7 @@ type fleet struct {
 	nodes    []*fleetNode
 	standins []*standin
 	checks   bool // stand-ins check what they fetch
+	acksOnly bool // stand-ins follow tokens and fetch nothing
 
 	generation uint64 // of the tokens published last
 }
@@ -228,13 +229,16 @@ func (f *fleet) startStandin() *standin {
 	s := &standin{Store: f.open(fmt.Sprintf("lb%d", len(f.nodes)+len(f.standins)+1), consul.RoleEdge), checks: f.checks, fetched: map[string]time.Time{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, run := range []func() error{
+	runs := []func() error{
 		func() error { return s.Run(ctx) },
 		func() error { return s.Follow(ctx, func([]store.Key) { s.acknowledge(ctx) }, store.KindChallenges) },
-		func() error {
+	}
+	if !f.acksOnly {
+		runs = append(runs, func() error {
 			return s.Follow(ctx, func(keys []store.Key) { s.take(ctx, keys) }, store.KindWanted, store.KindIssued, store.KindAttempt, store.KindRequest)
-		},
-	} {
+		})
+	}
+	for _, run := range runs {
 		wg.Go(func() {
 			if err := run(); err != nil {
 				f.b.Error(err)
