@@ -128,7 +128,7 @@ func (s *Store) watchFeed(ctx context.Context, publish func(feedState)) {
 	read := func(ctx context.Context, index uint64) (*api.KVPair, uint64, error) {
 		return s.c.get(ctx, s.keys.feed(), index)
 	}
-	watchCalmly(ctx, s.c, "the feed", calmFeed, read, func(p *api.KVPair) bool {
+	watchCalmly(ctx, s.c, "the feed", calmFeed, read, func(p *api.KVPair) int {
 		s.touch()
 		f, err := parseFeed(p)
 		if err != nil && !broken {
@@ -136,12 +136,16 @@ func (s *Store) watchFeed(ctx context.Context, publish func(feedState)) {
 		}
 		broken = err != nil
 		if !first && f.index == last.index && f.last().ID == last.last().ID {
-			return false
+			return 0
+		}
+		news := 1
+		if f.Epoch == last.Epoch && f.Seq > last.Seq {
+			news = int(min(f.Seq-last.Seq, 1000))
 		}
 		first, last = false, f
 		s.observe(f)
 		publish(f)
-		return true
+		return news
 	})
 }
 

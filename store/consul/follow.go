@@ -104,7 +104,7 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 	if kind == store.KindAttempt || kind == store.KindOrder {
 		most = calmProgress
 	}
-	watchCalmly(ctx, f.s.c, dir, most, read, func(now map[string]string) bool {
+	watchCalmly(ctx, f.s.c, dir, most, read, func(now map[string]string) int {
 		f.s.touch()
 		keys := differences(kind, dir, known, now)
 		switch {
@@ -118,7 +118,7 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 		}
 		f.table.unchanged(f.s, kind)
 		known = now
-		return len(keys) > 0
+		return len(keys)
 	})
 }
 

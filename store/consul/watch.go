@@ -36,12 +36,17 @@ const (
 func watch[T any](ctx context.Context, c *client, what string,
 	read func(ctx context.Context, index uint64) (T, uint64, error), got func(T) (news bool),
 ) {
-	watchCalmly(ctx, c, what, gap, read, got)
+	watchCalmly(ctx, c, what, gap, read, func(v T) int {
+		if got(v) {
+			return 1
+		}
+		return 0
+	})
 }
 
-// watchCalmly is watch with a gap that grows to most while changes come fast.
+// watchCalmly is watch with a gap that grows to most while changes come fast, or many at once. got returns how many came.
 func watchCalmly[T any](ctx context.Context, c *client, what string, most time.Duration,
-	read func(ctx context.Context, index uint64) (T, uint64, error), got func(T) (news bool),
+	read func(ctx context.Context, index uint64) (T, uint64, error), got func(T) (news int),
 ) {
 	var index uint64
 	pause := gap
@@ -69,10 +74,10 @@ func watchCalmly[T any](ctx context.Context, c *client, what string, most time.D
 		}
 		asked := index
 		index = next
-		if got(value) || asked == 0 || next == asked {
+		if news := got(value); news > 0 || asked == 0 || next == asked {
 			idle = 0
 			took := time.Since(began)
-			if pause = min(2*pause, most); took > 2*most {
+			if pause = min(2*pause, most); news < 2 && took > calm {
 				pause = gap
 			}
 			if most <= calm {
