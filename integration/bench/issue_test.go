@@ -55,7 +55,7 @@ func scenes() []scene {
 		{"1 certificate", 1, 1, "≤ 1.2 s", nil},
 		{"20 certificates", 20, 1, "≤ 2 s", map[string]int{"lego": 1}},
 		{"200 certificates", 200, 1, "≤ 5 s", map[string]int{"lego": 0}},
-		{"1 certificate with 100 names", 1, 100, "≤ 2 s", map[string]int{"lego": 0}},
+		{"1 certificate with 100 names", 1, 100, "≤ 2 s", map[string]int{"lego": 0, "haproxy-acme": 0}},
 	}
 }
 
@@ -95,7 +95,7 @@ func BenchmarkIssue(b *testing.B) {
 		})
 	}
 	s.note("spoacme: one certificate by the command `spoacme issue`; many by as many requests at once to its control socket, which is what the command sends. At most 50 orders are in flight. " +
-		"lego: its command for one certificate after the other, a reload of HAProxy after each; 200 certificates and 100 names are left out, because it waits for a Retry-After with each name. " +
+		"lego: its command for one certificate after the other, a reload of HAProxy after each; 200 certificates and 100 names are left out, because it waits for a Retry-After with each name. 100 names are left out of haproxy-acme, because HAProxy 3.2.26 aborts: the order that Pebble answers with is longer than its buffer. " +
 		"haproxy-acme: the certificates are in the configuration already, `acme renew` for each. Every client has its account already.")
 	s.print(b)
 }
