@@ -278,4 +278,14 @@ func TestEditsByOthers(t *testing.T) {
 		_, there := m["shop"]
 		return err == nil && !there && m["mail"].Fingerprint == ""
 	})
+
+	commit(t, leader, l, store.Put(certificate("shop", 2)))
+	eventually(t, 5*time.Second, "known again", func() bool { return n.cert("shop") != "" })
+	l.Release()
+	n.mu.Lock()
+	n.told = nil
+	n.mu.Unlock()
+	f.edit(t, "issued/shop", []byte("{"))
+	lead(t, leader)
+	eventually(t, 10*time.Second, "told of what was written while nobody led", told("shop"))
 }

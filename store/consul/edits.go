@@ -181,14 +181,22 @@ func (s *Store) tell(l *leaseTerm, kind store.Kind, all *commit) error {
 	return nil
 }
 
-// compareIssued corrects the manifest where it does not say what is issued.
-func (s *Store) compareIssued(l *leaseTerm, namesOnly bool) error {
+// compareIssued corrects the manifest where it does not say what is issued. At the start of a term names are compared, and
+// values when some were written after the last transaction of the term before: nobody was there to see it.
+func (s *Store) compareIssued(l *leaseTerm, first bool) error {
 	manifest, err := s.Manifest(l.ctx)
 	if err != nil {
 		return err
 	}
 	dir := s.keys.dir(string(store.KindIssued))
-	if namesOnly {
+	if first {
+		_, last, err := s.c.names(l.ctx, strings.TrimSuffix(dir, "/"), "/", 0)
+		if err != nil {
+			return err
+		}
+		first = last <= l.before || l.own.has(last)
+	}
+	if first {
 		same, err := s.sameNames(l.ctx, dir, manifest)
 		if same || err != nil {
 			return err

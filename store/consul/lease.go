@@ -29,6 +29,7 @@ type leaseTerm struct {
 	cancel  context.CancelCauseFunc
 	writer  *writer
 	epoch   string
+	before  uint64 // index of the last transaction of the terms before
 	own     recent
 	// sealedWith are the keys with which everything is sealed since Reseal looked, unused those that it found in no use.
 	sealedWith string

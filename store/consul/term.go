@@ -27,6 +27,7 @@ func (l *leaseTerm) begin(ctx context.Context) error {
 	}
 	if fence != nil {
 		w.fence = fence.ModifyIndex
+		l.before = fence.ModifyIndex
 	}
 	if err := l.readFeed(ctx); err != nil {
 		return err
