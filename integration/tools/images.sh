@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the images that Dockerfile and docker-compose.yml name available: those that are there are used, those that
-# can't be pulled are replaced by stand-ins made of this machine's Go, of HAProxy 3.2, Consul and Pebble as `make tools`
+# can't be pulled are replaced by stand-ins made of this machine's Go, of HAProxy 3.2 and Consul as `make tools`
 # installs them, and of a few programs of this machine. A stand-in keeps paths, users and entry point of what it stands for.
 #
 #   images.sh              makes them
@@ -65,14 +65,14 @@ copy() {
 	tar -C "$1" -cT - | tar -C "$2" -x
 }
 
-# warm copies the modules of the program, and what this machine has compiled of it, below $1, so that Dockerfile is built in
-# seconds. An entry of Go's cache is two files: what came out, and a line that leads to it.
+# warm copies the modules of a program, the package $3 of the module in the folder $2, and what this machine has compiled of it,
+# below $1, so that its image is built in seconds. An entry of Go's cache is two files: what came out, and a line that leads to it.
 warm() {
 	local root=$1 modules cache out
 	modules=$(go env GOMODCACHE)/cache/download
 	cache=$(go env GOCACHE)
-	(cd "$source" && go mod download -json) | sed -n "s|^.*\"$modules/\(.*\)\",*\$|\1|p" | copy "$modules" "$root/go/proxy"
-	out=$(cd "$source" && CGO_ENABLED=0 go list -deps -export -trimpath -buildvcs=false -f '{{.Export}}' ./cmd/spoacme)
+	(cd "$2" && go mod download -json) | sed -n "s|^.*\"$modules/\(.*\)\",*\$|\1|p" | copy "$modules" "$root/go/proxy"
+	out=$(cd "$2" && CGO_ENABLED=0 go list -deps -export -trimpath -buildvcs=false -f '{{.Export}}' "$3")
 	{
 		sed -n "s|^$cache/||p" <<<"$out"
 		(cd "$cache" && grep -rlF --include='*-a' -f <(sed -n 's|.*/\(.*\)-d$|\1|p' <<<"$out") .)
@@ -83,11 +83,12 @@ golang() {
 	local root=$1 goroot
 	goroot=$(go env GOROOT)
 	[ -s /etc/ssl/certs/ca-certificates.crt ] || "$here/need.sh" /etc/ssl/certs/ca-certificates.crt ca-certificates
-	take "$root" bash sh mkdir
+	take "$root" bash sh mkdir cp chmod
 	cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 	(cd "$goroot" && find bin pkg src go.env VERSION \( -path src/cmd -o -name testdata \) -prune -o -type f ! -name '*_test.go' -print) |
 		copy "$goroot" "$root/usr/local/go"
-	warm "$root"
+	warm "$root" "$source" ./cmd/spoacme
+	warm "$root" "$here/pebble" github.com/letsencrypt/pebble/v2/cmd/pebble
 	load "$root" "$2" 'ENV PATH=/usr/local/go/bin:/usr/bin' 'ENV GOPATH=/go' 'ENV GOTOOLCHAIN=local' \
 		"ENV GOPROXY=file:///go/proxy,$(go env GOPROXY)" "ENV GOSUMDB=$(go env GOSUMDB)" 'WORKDIR /go' 'CMD ["bash"]'
 }
@@ -119,16 +120,6 @@ consul() {
 	load "$root" "$2" 'ENV PATH=/usr/bin' 'VOLUME /consul/data' 'ENTRYPOINT ["consul"]' 'CMD ["agent", "-dev", "-client", "0.0.0.0"]'
 }
 
-pebble() {
-	local root=$1 module
-	(cd "$here/pebble" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$root/app" github.com/letsencrypt/pebble/v2/cmd/pebble)
-	module=$(cd "$here/pebble" && go list -m -f '{{.Dir}}' github.com/letsencrypt/pebble/v2)
-	mkdir -p "$root/test"
-	cp -r "$module/test/certs" "$module/test/config" "$root/test/"
-	chmod -R u+w,go+r "$root/test"
-	load "$root" "$2" 'ENTRYPOINT ["/app"]'
-}
-
 # provide makes the image $2 with the function $1 unless it is there or can be pulled.
 provide() {
 	local make=$1 image=$2
@@ -154,4 +145,3 @@ trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 provide golang golang:1.26-bookworm
 provide haproxy haproxy:3.2
 provide consul hashicorp/consul:1.22
-provide pebble ghcr.io/letsencrypt/pebble:2.10.1
