@@ -183,13 +183,16 @@ func TestUmask(t *testing.T) {
 		c.command("renew", "shop")
 	}
 	c.await(10*time.Second, c.settled)
-	mu.Lock()
-	defer mu.Unlock()
-	for _, dir := range []string{"spoacme", ".spoacme", "store", "issued", "account"} {
-		if looked[dir] == 0 {
-			t.Errorf("nothing was written in %s: %v", dir, looked)
+	c.await(10*time.Second, func() error { // the store writes files when commits pause
+		mu.Lock()
+		defer mu.Unlock()
+		for _, dir := range []string{"spoacme", ".spoacme", "store", "issued", "account"} {
+			if looked[dir] == 0 {
+				return fmt.Errorf("nothing was written in %s: %v", dir, looked)
+			}
 		}
-	}
+		return nil
+	})
 	for _, path := range []string{c.s.Control(), c.s.State()} {
 		info, err := os.Stat(path)
 		must(t, err)
