@@ -73,9 +73,9 @@ tools-race:
 
 test: tools test-unit simulation test-servers
 
-# The tests against real servers. Two packages at once would fight for the processors.
+# The tests against real servers. Most of the time they wait for leases and deadlines, so two packages run at once.
 test-servers: tools
-	go test -p 1 -timeout 20m $$(go list ./integration/... | grep -v /simulation)
+	go test -p 2 -timeout 20m $$(go list ./integration/... | grep -v /simulation)
 
 # It says what went wrong how often.
 SIMULATIONS ?= 20000
