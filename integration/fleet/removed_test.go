@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,9 +44,13 @@ func TestRemovedWhileDown(t *testing.T) {
 		t.Errorf("it is back in the store: %v", err)
 	}
 
-	if text, err := os.ReadFile(filepath.Join(f.sidecar[1].State(), "removals")); err != nil || len(strings.Fields(string(text))) != 1 {
-		t.Errorf("what was carried out is not remembered: %q %v", text, err)
-	}
+	await(t, 10*time.Second, "what was carried out is remembered", func() error {
+		text, err := os.ReadFile(filepath.Join(f.sidecar[1].State(), "removals"))
+		if err != nil || len(strings.Fields(string(text))) != 1 {
+			return fmt.Errorf("%q %v", text, err)
+		}
+		return nil
+	})
 	if out, err := f.sidecar[1].Run(t.Context(), "issue", "extra", extra); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
