@@ -92,13 +92,14 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 	dir := f.s.keys.dir(string(kind))
 	var known map[string]string
 	var pairs api.KVPairs
+	var at uint64
 	read := func(ctx context.Context, index uint64) (map[string]string, uint64, error) {
 		if kind == store.KindChallenges {
 			return f.s.readTable(ctx, &f.table, dir, index)
 		}
 		var err error
-		pairs, index, err = f.s.c.list(ctx, dir, index)
-		return revisions(pairs), index, err
+		pairs, at, err = f.s.c.list(ctx, dir, index)
+		return revisions(pairs), at, err
 	}
 	most := calm
 	if kind == store.KindAttempt || kind == store.KindOrder {
@@ -113,7 +114,7 @@ func (f *follow) watchRecords(ctx context.Context, kind store.Kind, done func())
 			f.hasRead(done)
 		case len(keys) > 0:
 			f.table.announced(f.s, kind, keys)
-			f.s.just.put(dir, pairs, keys)
+			f.s.just.put(dir, pairs, at, keys)
 			f.news.Announce(keys...)
 		}
 		f.table.unchanged(f.s, kind)

@@ -20,10 +20,15 @@ type justRead struct {
 	pairs map[store.Key]*justPair
 }
 
-type justPair struct{ pair *api.KVPair } // nil when it is gone
+type justPair struct {
+	pair  *api.KVPair // nil when it is gone
+	index uint64      // of the newest read
+	mixed bool        // an older read came after it
+}
 
-// put keeps what a read of a whole prefix found of the keys that changed.
-func (j *justRead) put(dir string, pairs api.KVPairs, keys []store.Key) {
+// put keeps what a read of a whole prefix found of the keys that changed. Several watches may read the same prefix: when one that
+// read earlier comes later, or the store went back, neither is kept, so that nobody is given less than he heard of.
+func (j *justRead) put(dir string, pairs api.KVPairs, index uint64, keys []store.Key) {
 	if len(keys) == 0 {
 		return
 	}
@@ -38,7 +43,11 @@ func (j *justRead) put(dir string, pairs api.KVPairs, keys []store.Key) {
 		j.pairs = map[store.Key]*justPair{}
 	}
 	for _, k := range keys {
-		kept[k] = &justPair{found[k.Name]}
+		if old := j.pairs[k]; old != nil && old.index > index {
+			kept[k] = &justPair{index: old.index, mixed: true}
+		} else {
+			kept[k] = &justPair{pair: found[k.Name], index: index}
+		}
 		j.pairs[k] = kept[k]
 	}
 	time.AfterFunc(justReadFor, func() { j.forget(kept) })
@@ -67,7 +76,7 @@ func (j *justRead) get(key store.Key) (*api.KVPair, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	p, ok := j.pairs[key]
-	if !ok {
+	if !ok || p.mixed {
 		return nil, false
 	}
 	return p.pair, true
