@@ -5,37 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 )
 
-// ackPace is the least time between two writes of a node's ack.
-const ackPace = 50 * time.Millisecond
-
 // renewsAgain is how soon a node renews its session again after that failed.
 const renewsAgain = time.Second
 
 // ErrDuplicate means that another sidecar has this node's name.
 var ErrDuplicate = errors.New("another sidecar has the same node name")
-
-// ackRecord is what a node says of itself, at most 200 bytes without its keys. It is bound to the node's session: there is one
-// for each live node.
-type ackRecord struct {
-	Instance   string   `json:"i"`
-	Boot       string   `json:"b"`
-	Role       Role     `json:"r"`
-	Epoch      string   `json:"e,omitempty"`
-	Generation uint64   `json:"g"`           // the highest in its token table
-	Seq        uint64   `json:"s"`           // of the feed
-	Keys       []string `json:"k,omitempty"` // ids of its sealing keys
-	CAs        string   `json:"c,omitempty"` // digest of the CAs that it would order from
-	Answer     string   `json:"q,omitempty"` // the last question that it answered
-}
 
 // member is this process as a live node of the fleet.
 type member struct {
@@ -104,108 +84,6 @@ func (m *member) poke() {
 	case m.wake <- struct{}{}:
 	default:
 	}
-}
-
-// followTable says that from now on the token table is only as new as tableIs says.
-func (m *member) followTable() (stop func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.follows++
-	m.progress = time.Now()
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.follows--
-	}
-}
-
-// tableRead notes the highest generation of a read. In a new epoch numbers may come again.
-func (m *member) tableRead(epoch string, highest uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if epoch != m.read {
-		m.read, m.highest = epoch, 0
-	}
-	m.highest = max(m.highest, highest)
-}
-
-// tableIs says that everything that was read in epoch has been handled.
-func (m *member) tableIs(epoch string) {
-	m.mu.Lock()
-	if m.table != epoch {
-		m.acks = min(m.acks, m.highest) // what was acked in another epoch may have been of another history
-	}
-	m.table = epoch
-	m.progress = time.Now()
-	m.mu.Unlock()
-	m.poke()
-}
-
-// stuck reports whether the token table has not been looked after for too long.
-func (m *member) stuck() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.follows > 0 && time.Since(m.progress) > 2*(waitTime+waitTime/16)
-}
-
-// wanted returns what the ack should say.
-func (m *member) wanted() (r ackRecord, acked bool) {
-	s := m.s
-	s.seen.mu.Lock()
-	epoch, seq := s.seen.epoch, s.seen.seq
-	s.seen.mu.Unlock()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r = ackRecord{
-		Instance: s.instance, Boot: s.boot, Role: s.cfg.Role,
-		Epoch: epoch, Generation: m.acks, Seq: seq, CAs: casDigest(s.cfg.CAs), Answer: m.answer,
-	}
-	if s.cfg.Keys != nil {
-		r.Keys = s.cfg.Keys.IDs()
-	}
-	if m.follows > 0 {
-		r.Epoch, r.Generation = m.table, min(m.acks, m.highest)
-	}
-	return r, m.acked
-}
-
-// Ack implements store.Store. It returns when the fleet can see it; when Consul is out of reach that is an error, and
-// Run goes on trying.
-func (s *Store) Ack(ctx context.Context, generation uint64) error {
-	if s.cfg.Role == RoleIssuer {
-		return nil
-	}
-	m := &s.member
-	m.mu.Lock()
-	m.acked = true
-	if m.follows > 0 {
-		generation = min(generation, m.highest) // what the watch has not read yet it tells of, and that is acked then
-	}
-	m.acks = max(m.acks, generation)
-	m.mu.Unlock()
-	m.poke()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	for {
-		wanted, _ := m.wanted()
-		m.mu.Lock()
-		said, changed := m.said, m.changed
-		m.mu.Unlock()
-		if same(said, wanted) {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("ack generation %d: not published yet: %w", generation, ctx.Err())
-		}
-	}
-}
-
-// same reports whether two acks say the same to a barrier. The rest may be a little behind.
-func same(a, b ackRecord) bool {
-	a.Seq, b.Seq = 0, 0
-	return reflect.DeepEqual(a, b)
 }
 
 // Run keeps this node in the fleet: its session, its ack and its service, until ctx ends. It fails with ErrDuplicate when
@@ -412,13 +290,4 @@ func (m *member) cloned(r ackRecord) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.registered && r.Boot != m.s.boot
-}
-
-// casDigest tells apart what two processes would order from.
-func casDigest(cas []string) string {
-	if len(cas) == 0 {
-		return ""
-	}
-	sorted := slices.Sorted(slices.Values(cas))
-	return tag([]byte(strings.Join(sorted, "\n")))
 }
