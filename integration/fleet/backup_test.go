@@ -29,6 +29,14 @@ func TestPeerAnswers(t *testing.T) {
 	f.ready(t, 20*time.Second, 3)
 	f.agents(t, 0, "UP", "UP")
 
+	f.ownDead(t)
+	f.ownCutOff(t)
+	f.allCutOff(t)
+}
+
+// ownDead kills the sidecar of the node that is asked.
+func (f *fleet) ownDead(t *testing.T) {
+	t.Helper()
 	t.Log("the sidecar is dead")
 	f.sidecar[0].Kill9()
 	f.balancer.Set(f.haproxy[0].HTTP.Addr())
@@ -40,7 +48,11 @@ func TestPeerAnswers(t *testing.T) {
 	f.renewed(t, 30*time.Second, shop, 2)
 	f.agents(t, 0, "UP", "UP")
 	f.ready(t, 30*time.Second, 3)
+}
 
+// ownCutOff takes that node's Consul away.
+func (f *fleet) ownCutOff(t *testing.T) {
+	t.Helper()
 	t.Log("the sidecar lives, and its Consul is gone")
 	begin := time.Now()
 	f.consul.Servers[0].Kill()
@@ -55,7 +67,11 @@ func TestPeerAnswers(t *testing.T) {
 	t.Logf("HAProxy asks its own sidecar again %v after Consul was started", time.Since(begin).Round(time.Millisecond))
 	f.renewed(t, 60*time.Second, shop, 3)
 	f.ready(t, 60*time.Second, 3)
+}
 
+// allCutOff takes Consul away from everybody.
+func (f *fleet) allCutOff(t *testing.T) {
+	t.Helper()
 	t.Log("all of Consul is gone: with nobody better off the agents go on")
 	for _, s := range f.consul.Servers {
 		s.Kill()

@@ -103,49 +103,45 @@ func (f *fleet) terminated(t *testing.T, certificates int) {
 // term, and nobody waits until that ends by itself.
 func (f *fleet) crashed(t *testing.T, certificates int) {
 	t.Helper()
-	node, session := f.leader(t, 10*time.Second, "")
-	var begin time.Time
-	done := f.atFinalize(func() {
-		f.sidecar[node].Kill9()
-		begin = time.Now()
+	f.dies(t, "kill -9 and restart", 10*time.Second, func(node int) {
 		if err := f.sidecar[node].Restart(); err != nil {
 			t.Error(err)
 		}
 	})
-	f.ask(t, f.other(node), "shop")
-	closed(t, done, "finalize")
-	f.ca.Meddle(nil)
-	f.leader(t, 20*time.Second, session)
-	took := time.Since(begin)
-	t.Logf("kill -9 and restart: one leads after %v", took.Round(time.Millisecond))
-	if took > 10*time.Second {
-		t.Errorf("kill -9 and restart: one leads after %v", took)
-	}
 	f.renewed(t, 30*time.Second, shop, certificates)
 }
 
 // killed kills the leader when the authority has signed and the leader does not know.
 func (f *fleet) killed(t *testing.T, certificates int) {
 	t.Helper()
+	node := f.dies(t, "kill -9", 25*time.Second, func(int) {})
+	f.renewedBut(t, 20*time.Second, node)
+	must(t, f.sidecar[node].Restart())
+	f.renewed(t, 20*time.Second, shop, certificates)
+	f.ready(t, 30*time.Second, 3)
+}
+
+// dies kills the leader when an order was finalized, does what comes next, and returns which node it was when there is a leader
+// again, which must be within the limit.
+func (f *fleet) dies(t *testing.T, what string, limit time.Duration, next func(node int)) int {
+	t.Helper()
 	node, session := f.leader(t, 10*time.Second, "")
 	var begin time.Time
 	done := f.atFinalize(func() {
 		f.sidecar[node].Kill9()
 		begin = time.Now()
+		next(node)
 	})
 	f.ask(t, f.other(node), "shop")
 	closed(t, done, "finalize")
 	f.ca.Meddle(nil)
 	f.leader(t, 40*time.Second, session)
 	took := time.Since(begin)
-	t.Logf("kill -9: another leads after %v", took.Round(time.Millisecond))
-	if took > 25*time.Second {
-		t.Errorf("kill -9: another leads after %v", took)
+	t.Logf("%s: one leads after %v", what, took.Round(time.Millisecond))
+	if took > limit {
+		t.Errorf("%s: one leads after %v, at most %v", what, took, limit)
 	}
-	f.renewedBut(t, 20*time.Second, node)
-	must(t, f.sidecar[node].Restart())
-	f.renewed(t, 20*time.Second, shop, certificates)
-	f.ready(t, 30*time.Second, 3)
+	return node
 }
 
 // renewedBut waits until all nodes but one serve the last certificate.
