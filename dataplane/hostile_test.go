@@ -61,7 +61,10 @@ func request(c net.Conn) string {
 	return string(buf[:n])
 }
 
-func TestHostileSocket(t *testing.T) {
+// hostile is a socket that is not as HAProxy's should be, and what the user is told.
+type hostile struct{ name, socket, err string }
+
+func hostileSockets(t *testing.T) []hostile {
 	answer := "\nName: HAProxy\nVersion: 2.6.12\nPid: 7\nUptime_sec: 5\n\n"
 	stale := filepath.Join(t.TempDir(), "stale")
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
@@ -73,9 +76,7 @@ func TestHostileSocket(t *testing.T) {
 	say := func(text string) string {
 		return serve(t, func(c net.Conn) { request(c); _, _ = io.WriteString(c, text) })
 	}
-	tests := []struct {
-		name, socket, err string
-	}{
+	return []hostile{
 		{"missing", filepath.Join(t.TempDir(), "none"), "no such socket; start HAProxy, or give the path of its `stats socket` line with --socket"},
 		{"left behind", stale, "nobody listens; start HAProxy"},
 		{"never answers", serve(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), "it accepts but does not answer; is something else listening there, or is HAProxy overloaded?"},
@@ -112,7 +113,10 @@ func TestHostileSocket(t *testing.T) {
 		}), ""},
 		{"whole", say(answer), ""},
 	}
-	for _, tt := range tests {
+}
+
+func TestHostileSocket(t *testing.T) {
+	for _, tt := range hostileSockets(t) {
 		t.Run(tt.name, func(t *testing.T) {
 			h := openAt(t, tt.socket)
 			if tt.name == "endless" {

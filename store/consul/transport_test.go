@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -90,12 +91,14 @@ func (t *transport) forget() {
 	t.checked = time.Time{}
 }
 
-func TestChangedFilesAreReadAgain(t *testing.T) {
-	first, second := newAuthority(t), newAuthority(t)
+// echo is a server that asks for a client certificate of one of the authorities, and answers with its name and the token.
+func echo(t *testing.T, authorities ...authority) string {
+	t.Helper()
 	clients := x509.NewCertPool()
-	clients.AddCert(first.cert)
-	clients.AddCert(second.cert)
-	cert, key := first.issue(t, "consul")
+	for _, a := range authorities {
+		clients.AddCert(a.cert)
+	}
+	cert, key := authorities[0].issue(t, "consul")
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		t.Fatal(err)
@@ -108,10 +111,32 @@ func TestChangedFilesAreReadAgain(t *testing.T) {
 	}
 	server.EnableHTTP2 = true
 	server.StartTLS()
-	defer server.Close()
+	t.Cleanup(server.Close)
+	return server.URL
+}
 
-	dir := t.TempDir()
-	env := map[string]string{"CONSUL_HTTP_ADDR": server.URL}
+// answer is what the server of that address says to this transport, which looks at its files first.
+func (t *transport) answer(tb testing.TB, url string) string {
+	tb.Helper()
+	t.forget()
+	req := httptest.NewRequest(http.MethodGet, url, nil)
+	req.RequestURI = ""
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestChangedFilesAreReadAgain(t *testing.T) {
+	first, second := newAuthority(t), newAuthority(t)
+	url, dir := echo(t, first, second), t.TempDir()
+	env := map[string]string{"CONSUL_HTTP_ADDR": url}
 	for _, name := range []string{"CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_HTTP_TOKEN_FILE"} {
 		env[name] = filepath.Join(dir, name)
 	}
@@ -133,20 +158,7 @@ func TestChangedFilesAreReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	get := func() string {
-		t.Helper()
-		rt.forget()
-		req := httptest.NewRequest(http.MethodGet, server.URL, nil)
-		req.RequestURI = ""
-		resp, err := rt.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b := make([]byte, 100)
-		n, _ := resp.Body.Read(b)
-		return string(b[:n])
-	}
+	get := func() string { return rt.answer(t, url) }
 	if got := get(); got != "one token-one HTTP/2.0" {
 		t.Error(got)
 	}
