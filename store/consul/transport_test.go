@@ -179,13 +179,73 @@ func TestChangedFilesAreReadAgain(t *testing.T) {
 	if n := strings.Count(log.String(), "CONSUL_CLIENT_KEY"); n != 1 {
 		t.Errorf("complained %d times: %s", n, &log)
 	}
-	if err := os.Remove(env["CONSUL_HTTP_TOKEN_FILE"]); err != nil {
+	set(second, "two-two", "token-two-two")
+	get()
+	token := env["CONSUL_HTTP_TOKEN_FILE"]
+	info, err := os.Stat(token)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := get(); got != "two-two token-two-two HTTP/2.0" {
+	write(t, token, []byte("token-two-TWO\n"))
+	if err := os.Chtimes(token, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(); got != "two-two token-two-TWO HTTP/2.0" {
+		t.Error("a token replaced within one tick of the file system's clock:", got)
+	}
+	write(t, token, nil)
+	if got := get(); got != "two-two token-two-TWO HTTP/2.0" {
+		t.Error("a token file that was emptied, to be written:", got)
+	}
+	if err := os.Remove(token); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(); got != "two-two token-two-TWO HTTP/2.0" {
 		t.Error("a removed token file:", got)
 	}
 }
+
+func TestBadCredentials(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	a := newAuthority(t)
+	cert, key := a.issue(t, "client")
+	for name, content := range map[string][]byte{
+		"empty": nil, "blank": []byte(" \n"), "words": []byte("words\n"), "large": make([]byte, maxCredentials+1),
+		"cert": cert, "key": key, "other": second(a.issue(t, "other")), "ca": a.pem(),
+	} {
+		write(t, path(name), content)
+	}
+	for _, test := range []struct{ name, env, want string }{
+		{"no token file", "CONSUL_HTTP_TOKEN_FILE=absent", "read CONSUL_HTTP_TOKEN_FILE: open DIR/absent: no such file or directory"},
+		{"empty token file", "CONSUL_HTTP_TOKEN_FILE=empty", "read CONSUL_HTTP_TOKEN_FILE: DIR/empty is empty: write the token into it, or unset the variable"},
+		{"blank token file", "CONSUL_HTTP_TOKEN_FILE=blank", "read CONSUL_HTTP_TOKEN_FILE: DIR/blank is empty: write the token into it, or unset the variable"},
+		{"large token file", "CONSUL_HTTP_TOKEN_FILE=large", "read CONSUL_HTTP_TOKEN_FILE: DIR/large has more than 1048576 bytes"},
+		{"no CA", "CONSUL_CACERT=absent", "read the CA of Consul: open DIR/absent: no such file or directory"},
+		{"not a CA", "CONSUL_CACERT=words", "read the CA of Consul: no certificate in DIR/words"},
+		{"no CAs", "CONSUL_CAPATH=absent", "read the CA of Consul: CONSUL_CAPATH has no files"},
+		{"no key", "CONSUL_CLIENT_CERT=cert CONSUL_CLIENT_KEY=absent", "read CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY: open DIR/absent: no such file or directory\ntls: failed to find any PEM data in key input"},
+		{"another key", "CONSUL_CLIENT_CERT=cert CONSUL_CLIENT_KEY=other", "read CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY: tls: private key does not match public key"},
+		{"all well", "CONSUL_CACERT=ca CONSUL_CLIENT_CERT=cert CONSUL_CLIENT_KEY=key", ""},
+	} {
+		env := map[string]string{}
+		for _, v := range strings.Fields(test.env) {
+			variable, name, _ := strings.Cut(v, "=")
+			env[variable] = path(name)
+		}
+		getenv := func(name string) string { return env[name] }
+		_, _, err := readFiles(getenv).parse(true, getenv)
+		got := ""
+		if err != nil {
+			got = strings.ReplaceAll(err.Error(), dir, "DIR")
+		}
+		if got != test.want {
+			t.Errorf("%s:\n%s\nwant\n%s", test.name, got, test.want)
+		}
+	}
+}
+
+func second[T any](_, b T) T { return b }
 
 func TestLeaseEndsByEitherClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
