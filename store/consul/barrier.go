@@ -128,7 +128,7 @@ func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []strin
 
 // whoIsLive reads the acks and the epoch, again until it can.
 func (s *Store) whoIsLive(ctx context.Context) (epoch string, now ackTable, err error) {
-	tries := newBackoff()
+	tries := s.c.newBackoff()
 	for {
 		now, err = s.listing.get(ctx)
 		if epoch = s.epoch(); err == nil && epoch == "" {

@@ -36,20 +36,21 @@ type client struct {
 	log     *slog.Logger
 	metrics *metrics
 	contact contact
+	jitter  func(time.Duration) time.Duration
 }
 
-func newClient(addr address, getenv func(string) string, log *slog.Logger, m *metrics) (*client, error) {
-	rt, err := newTransport(addr, getenv, log)
+func newClient(addr address, cfg Config, m *metrics) (*client, error) {
+	rt, err := newTransport(addr, cfg.Getenv, cfg.Logger)
 	if err != nil {
 		return nil, err
 	}
-	rt.received = m.received
+	rt.received, rt.given = m.received, cfg.Transport
 	config := &api.Config{
 		Address: addr.host, Scheme: addr.scheme, PathPrefix: addr.path, Datacenter: addr.dc,
 		Token:      "set by the transport", // else the client would read the token's file itself, once
 		HttpClient: &http.Client{Transport: rt},
 	}
-	if auth := getenv("CONSUL_HTTP_AUTH"); auth != "" {
+	if auth := cfg.Getenv("CONSUL_HTTP_AUTH"); auth != "" {
 		user, password, _ := strings.Cut(auth, ":")
 		config.HttpAuth = &api.HttpBasicAuth{Username: user, Password: password}
 	}
@@ -57,7 +58,7 @@ func newClient(addr address, getenv func(string) string, log *slog.Logger, m *me
 	if err != nil {
 		return nil, fmt.Errorf("connect to Consul at %s: %w", addr, err)
 	}
-	return &client{api: c, addr: addr, log: log, metrics: m, contact: contact{log: log}}, nil
+	return &client{api: c, addr: addr, log: cfg.Logger, metrics: m, contact: contact{log: cfg.Logger}, jitter: cfg.Jitter}, nil
 }
 
 // call is one call that is under way.

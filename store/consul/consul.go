@@ -10,6 +10,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -50,6 +52,12 @@ type Config struct {
 	Logger *slog.Logger // nil: none
 	// Getenv gives Consul's standard environment (CONSUL_HTTP_TOKEN, CONSUL_CACERT, …). Nil: os.Getenv.
 	Getenv func(string) string
+	// Transport carries the requests to Consul, whose answers must have a status. Nil: connections to the address of URL, with
+	// TLS and the token of the environment.
+	Transport http.RoundTripper
+	// Jitter draws a time from 0 up to, and not, its argument, which is positive: not all nodes ask at the same moment.
+	// Nil: at random.
+	Jitter func(time.Duration) time.Duration
 }
 
 // Store implements store.Store. Run must be running for Ack to work; everything else works without.
@@ -96,6 +104,9 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
+	if cfg.Jitter == nil {
+		cfg.Jitter = rand.N[time.Duration]
+	}
 	if cfg.Role == "" {
 		cfg.Role = RoleNode
 	}
@@ -110,7 +121,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg: cfg, log: cfg.Logger, keys: layout{addr.prefix}, boot: randomID(4),
 		metrics: newMetrics(), healthChanged: make(chan struct{}, 1),
 	}
-	if s.c, err = newClient(addr, cfg.Getenv, cfg.Logger, s.metrics); err != nil {
+	if s.c, err = newClient(addr, cfg, s.metrics); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if s.instance, err = keptID(cfg.StateDir, "instance"); err != nil {

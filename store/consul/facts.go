@@ -23,7 +23,7 @@ type fact struct {
 
 // facts is what this process knows of what is issued, as of the last listing and of what was read since.
 type facts struct {
-	reading sync.Mutex // one listing at a time: the second one finds what the first one fetched
+	reading turn // one listing at a time: the second one finds what the first one fetched
 
 	mu    sync.Mutex
 	known map[string]fact // nil until the file was read
@@ -48,8 +48,10 @@ func (s *Store) ListFacts(ctx context.Context, kind store.Kind) (store.Listing, 
 }
 
 func (s *Store) listIssued(ctx context.Context) (store.Listing, error) {
-	s.facts.reading.Lock()
-	defer s.facts.reading.Unlock()
+	if err := s.facts.reading.take(ctx); err != nil {
+		return store.Listing{}, err
+	}
+	defer s.facts.reading.give()
 	s.facts.load(s)
 	names, manifest, err := s.whatIsIssued(ctx)
 	if err != nil {

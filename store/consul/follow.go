@@ -3,7 +3,6 @@ package consul
 import (
 	"context"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -193,7 +192,7 @@ func (f *follow) tell(changes []changedKey, known map[store.Key]string) {
 
 // compare announces what differs from what is known.
 func (f *follow) compare(ctx context.Context, known map[store.Key]string) map[store.Key]string {
-	sleep(ctx, rand.N(100*time.Millisecond)) // not all nodes at the same moment
+	sleep(ctx, f.s.cfg.Jitter(100*time.Millisecond)) // not all nodes at the same moment
 	now := f.survey(ctx)
 	var keys []store.Key
 	for k, t := range now {
@@ -214,7 +213,7 @@ func (f *follow) compare(ctx context.Context, known map[store.Key]string) map[st
 
 // survey reads the tags of everything that the feed tells of, again until it has them.
 func (f *follow) survey(ctx context.Context) map[store.Key]string {
-	tries, failing := newBackoff(), streak{c: f.s.c}
+	tries, failing := f.s.c.newBackoff(), streak{c: f.s.c}
 	for {
 		tags, err := f.s.tags(ctx, f.kinds)
 		if err == nil || ctx.Err() != nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -151,7 +150,7 @@ const aloneEvery = 20 * time.Second
 func (s *Store) lookAlone(ctx context.Context, changed func()) {
 	var last uint64
 	alone := false
-	for sleep(ctx, aloneEvery+rand.N(aloneEvery/4)) {
+	for sleep(ctx, aloneEvery+s.cfg.Jitter(aloneEvery/4)) {
 		leader, err := s.Leader(ctx)
 		if err != nil {
 			continue

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -56,7 +55,7 @@ func (s *Store) Lead(ctx context.Context) (store.Lease, error) {
 		return nil, fmt.Errorf("lead: %s is an edge, which never leads: set SPOACME_ROLE=node if it should", s.cfg.Node)
 	}
 	s.retire.Do(func() { s.retireLeader(ctx) })
-	tries, failing := newBackoff(), streak{c: s.c}
+	tries, failing := s.c.newBackoff(), streak{c: s.c}
 	for ctx.Err() == nil {
 		s.waitFree(ctx)
 		l, err := s.tryLead(ctx)
@@ -120,7 +119,7 @@ func (s *Store) waitFree(ctx context.Context) {
 		}
 	})
 	// Not all candidates at the same moment.
-	sleep(ctx, rand.N(20*time.Millisecond))
+	sleep(ctx, s.cfg.Jitter(20*time.Millisecond))
 }
 
 func (s *Store) watchLeader(ctx context.Context, got func(*api.KVPair)) {
@@ -222,7 +221,7 @@ func (l *leaseTerm) watchClocks() {
 
 // renew keeps the session alive. That alone proves nothing, see sawLeader.
 func (l *leaseTerm) renew() {
-	tries := newBackoff()
+	tries := l.s.c.newBackoff()
 	for sleep(l.ctx, renews) {
 		for l.ctx.Err() == nil {
 			start := time.Now()

@@ -104,7 +104,7 @@ func (s *Store) Run(ctx context.Context) error {
 	m := &s.member
 	m.setRunning(true)
 	defer m.setRunning(false)
-	tries := newBackoff()
+	tries := s.c.newBackoff()
 	patience := time.Now().Add(3 * ttl)
 	for ctx.Err() == nil {
 		start := time.Now()
@@ -158,7 +158,7 @@ func (m *member) live(ctx context.Context) error {
 	defer wg.Wait()
 	defer lose(nil)
 	wg.Go(func() { lose(m.stay(term, session, began)) })
-	tries := newBackoff()
+	tries := m.s.c.newBackoff()
 	for all, first := true, true; ; first = false {
 		err := m.say(term, session, all)
 		switch {

@@ -20,7 +20,8 @@ type transport struct {
 	getenv func(string) string
 	// received counts the bytes of answers; may be nil.
 	received prometheus.Counter
-	log      *slog.Logger // may be nil
+	given    http.RoundTripper // carries the requests in place of connections of its own; nil for those
+	log      *slog.Logger      // may be nil
 
 	mu      sync.Mutex
 	checked time.Time
@@ -52,7 +53,11 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if token != "" {
 		r.Header.Set("X-Consul-Token", token)
 	}
-	resp, err := base.RoundTrip(r)
+	var way http.RoundTripper = base
+	if t.given != nil {
+		way = t.given
+	}
+	resp, err := way.RoundTrip(r)
 	if status, ok := r.Context().Value(statusKey{}).(*int); ok && resp != nil {
 		*status = resp.StatusCode
 	}

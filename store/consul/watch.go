@@ -8,12 +8,23 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// newBackoff is how fast anything is tried again: from 50 ms to 10 s, with jitter.
-func newBackoff() *backoff.ExponentialBackOff {
+// retries is how fast anything is tried again: after 50 ms, then later and later, up to 10 s, each half as soon to half as late.
+type retries struct {
+	*backoff.ExponentialBackOff
+	jitter func(time.Duration) time.Duration
+}
+
+func (c *client) newBackoff() retries {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = 50 * time.Millisecond
 	b.MaxInterval = 10 * time.Second
-	return b
+	b.RandomizationFactor = 0
+	return retries{b, c.jitter}
+}
+
+func (r retries) NextBackOff() time.Duration {
+	d := r.ExponentialBackOff.NextBackOff()
+	return d/2 + r.jitter(d)
 }
 
 // gap is the least time between two reads of one watch: changes that come faster are read together.
@@ -50,7 +61,7 @@ func watchCalmly[T any](ctx context.Context, c *client, what string, most time.D
 ) {
 	var index uint64
 	pause := gap
-	failures := newBackoff()
+	failures := c.newBackoff()
 	failing := streak{c: c}
 	idle := 0
 	for ctx.Err() == nil {

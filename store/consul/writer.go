@@ -252,7 +252,7 @@ func (w *writer) refused(b *batch, refused api.TxnErrors) (others []*commit) {
 // transaction can't come true any more, or finds that it came true already. While the term lasts, the answer is known.
 func (w *writer) resolve(b *batch, unanswered error) {
 	w.l.s.metrics.unknown.Inc()
-	tries := newBackoff()
+	tries := w.l.s.c.newBackoff()
 	own := map[string]bool{}
 	for w.l.holds() == nil {
 		id := randomID(6)
