@@ -19,8 +19,8 @@ type event struct {
 }
 
 // events are told apart by number; n is a node and d a time for them.
-func events() []event {
-	return []event{
+func (w *world) events() []event {
+	all := []event{
 		{name: "node killed", weight: 5, do: (*world).crash},
 		{name: "node restarted", weight: 3, do: (*world).restart},
 		{name: "node frozen", weight: 5, do: (*world).freeze},
@@ -35,6 +35,10 @@ func events() []event {
 		{name: "store restored", weight: 5, loses: true, do: (*world).restore},
 		{name: "all deleted", weight: 1, loses: true, do: (*world).deleteAll},
 	}
+	if w.server != nil {
+		all = append(all, event{name: "Consul elects", weight: 4, do: (*world).elect})
+	}
+	return all
 }
 
 // disturb lets everything go wrong that this run has. The leader is what is hit most.
@@ -43,7 +47,7 @@ func (w *world) disturb() {
 	if w.chaos.events == 0 {
 		span /= 4
 	}
-	all, total := events(), int64(0)
+	all, total := w.events(), int64(0)
 	for _, e := range all {
 		total += e.weight
 	}
@@ -89,7 +93,7 @@ func (w *world) disturb() {
 			pause(w.dice.span(span, "snapshot", k))
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.snapshots = append(w.snapshots, snapshot{w.data.Snapshot(), len(w.ca.accounts) > 0 && len(w.all(store.KindAccount)) > 0})
+			w.snapshots = append(w.snapshots, snapshot{w.snapshot(), len(w.ca.accounts) > 0 && len(w.all(store.KindAccount)) > 0})
 		})
 	}
 	pause(span)
@@ -180,12 +184,22 @@ func (w *world) caDown(i int, _ *node, d time.Duration) {
 func (w *world) unlock(i int, _ *node, _ time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.server != nil && w.holder != nil {
+		w.trace.add("store: somebody destroys %s", w.holder.session)
+		w.server.destroy(w.holder.session)
+		return
+	}
 	w.free(w.holder, "its session was destroyed")
 }
 
 // forgetNode ends a node's session, which the node notices later.
 func (w *world) forgetNode(i int, n *node, d time.Duration) {
 	w.mu.Lock()
+	if w.server != nil {
+		w.server.destroy(w.server.holder(prefix + "ack/" + n.name))
+		w.mu.Unlock()
+		return
+	}
 	p := n.p
 	delete(w.acks, n.name)
 	w.wake()
@@ -224,6 +238,11 @@ func (w *world) renew(i int, _ *node, _ time.Duration) {
 		w.fail("request: %v", err)
 	}
 	w.trace.add("people ask to renew %s", r.Certificate)
+	if w.server != nil {
+		w.server.index++
+		w.server.set(nil, prefix+r.Key().String(), b, 0, "")
+		return
+	}
 	w.data.Edit(r.Key(), b)
 }
 
@@ -254,6 +273,11 @@ func (w *world) deleteAll(i int, _ *node, _ time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.trace.add("store: everything is deleted")
+	if w.server != nil {
+		w.server.deleteAll()
+		w.lost(true)
+		return
+	}
 	var writes []store.Write
 	for _, kind := range store.Kinds() {
 		for _, e := range w.all(kind) {
@@ -274,5 +298,23 @@ func (w *world) lost(account bool) {
 	for name := range w.nodes[0].want {
 		w.loss.again[name] = true
 	}
-	w.free(w.holder, "the store is another one")
+	if w.server == nil {
+		w.free(w.holder, "the store is another one")
+	}
+}
+
+// snapshot is `consul snapshot save`, and what restores it. w.mu is held.
+func (w *world) snapshot() (restore func()) {
+	if w.server != nil {
+		return w.server.snapshot()
+	}
+	return w.data.Snapshot()
+}
+
+// elect lets Consul's servers choose another leader of their own.
+func (w *world) elect(_ int, _ *node, d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace.add("store: its servers elect a leader")
+	w.server.elect(d % (5 * time.Second))
 }

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// lose begins a time in which the process's sessions are not renewed. w.mu is held; so it is below.
+// lose begins a time in which the process's sessions are not renewed; with Consul they expire there. w.mu is held; so it is below.
 func (p *process) lose() {
-	if p.sick%2 == 1 {
+	if p.w.server != nil || p.sick%2 == 1 {
 		return
 	}
 	p.sick++
@@ -43,11 +43,14 @@ func (p *process) lose() {
 
 // regain ends such a time. A process that was stopped for long does not know at once that its lease is over.
 func (p *process) regain() {
-	if !p.healthy() || p.sick%2 == 0 {
+	if !p.healthy() {
+		return
+	}
+	p.since = time.Now()
+	if p.w.server != nil || p.sick%2 == 0 {
 		return
 	}
 	p.sick++
-	p.since = time.Now()
 	w, l := p.w, p.lease
 	if p.lapsed {
 		p.lapsed = false
@@ -176,7 +179,7 @@ func (p *process) terminate() {
 	if p.dead {
 		return
 	}
-	if p.healthy() {
+	if p.healthy() && w.server == nil {
 		delete(w.acks, p.node.name)
 		w.wake()
 	}

@@ -38,6 +38,7 @@ type process struct {
 	w      *world
 	node   *node
 	id     string // "lb1#2"
+	store  shared // the process itself in runs without Consul
 	cancel context.CancelFunc
 	done   chan struct{} // closed when all of it has ended
 	poked  chan struct{} // haproxy.cfg changed
@@ -86,6 +87,10 @@ func (n *node) follow(p *process) {
 		poked: make(chan struct{}, 1), died: make(chan struct{}), suspects: map[string]uint64{},
 	}
 	p.ctx, p.since, p.known, p.mute = ctx, time.Now(), map[string]*store.Certificate{}, map[string]bool{}
+	p.store = p
+	if w.server != nil {
+		p.store = p.openConsul()
+	}
 	p.shelf = p.newShelf()
 	n.p = p
 	w.trace.add("%s starts", p.id)
@@ -97,15 +102,16 @@ func (n *node) follow(p *process) {
 func (p *process) run(ctx context.Context) {
 	defer close(p.done)
 	g, ctx := errgroup.WithContext(ctx)
-	if p.retire(ctx) != nil {
+	if w := p.w; w.server == nil && p.retire(ctx) != nil {
 		return
 	}
+	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.tokens(ctx) })
 	g.Go(func() error { return p.deploy(ctx) })
 	g.Go(func() error { return p.demand(ctx) })
 	g.Go(func() error { return p.shelf.Run(ctx) })
 	if !p.node.edge {
-		g.Go(func() error { return issuer.KeepCopy(ctx, p, p.node.copy, p.log()) })
+		g.Go(func() error { return issuer.KeepCopy(ctx, p.store, p.node.copy, p.log()) })
 		g.Go(func() error { return p.issue(ctx) })
 	}
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
@@ -130,8 +136,8 @@ func (p *process) retire(ctx context.Context) error {
 
 func (p *process) issue(ctx context.Context) error {
 	cfg := issuer.Config{
-		Store: p, Settings: issuer.Settings{CAs: []issuer.CA{{Directory: "https://ca.example/directory"}}, HTTP: &http.Client{Transport: line{p}}},
-		Fleet: p, Disk: p.onDisk, Copy: p.node.copy, Jitter: p.jitter, Logger: p.log(),
+		Store: p.store, Settings: issuer.Settings{CAs: []issuer.CA{{Directory: "https://ca.example/directory"}}, HTTP: &http.Client{Transport: line{p}}},
+		Fleet: p.store, Disk: p.onDisk, Copy: p.node.copy, Jitter: p.jitter, Logger: p.log(),
 	}
 	i, err := issuer.New(cfg)
 	if err != nil {
@@ -173,9 +179,9 @@ func (p *process) tokens(ctx context.Context) error {
 	applied := make(chan uint64, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return p.Follow(ctx, func([]store.Key) {
+		return p.store.Follow(ctx, func([]store.Key) {
 			p.again(ctx, func() error {
-				l, err := p.List(ctx, store.KindChallenges)
+				l, err := p.store.List(ctx, store.KindChallenges)
 				if err != nil {
 					return err
 				}
@@ -195,7 +201,7 @@ func (p *process) tokens(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case generation := <-applied:
-				_ = p.Ack(ctx, generation) // fails only when everything ends
+				_ = p.store.Ack(ctx, generation) // fails only when everything ends
 			}
 		}
 	})
@@ -255,7 +261,7 @@ func (p *process) demand(ctx context.Context) error {
 	key := store.Key{Kind: store.KindDemand, Name: p.node.name}
 	keep := func() {
 		p.again(ctx, func() error {
-			e, err := p.Get(ctx, key)
+			e, err := p.store.Get(ctx, key)
 			if err != nil && !errors.Is(err, store.ErrAbsent) {
 				return err
 			}
@@ -266,13 +272,13 @@ func (p *process) demand(ctx context.Context) error {
 				return nil
 			}
 			d := &store.Demand{Node: p.node.name, Certificates: want, Since: time.Now().UTC().Truncate(time.Second)}
-			return p.Commit(ctx, nil, []store.Precondition{{Key: key, Revision: e.Revision}}, []store.Op{store.Put(d)})
+			return p.store.Commit(ctx, nil, []store.Precondition{{Key: key, Revision: e.Revision}}, []store.Op{store.Put(d)})
 		})
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	changed := make(chan struct{}, 1)
 	g.Go(func() error {
-		return p.Follow(ctx, func([]store.Key) {
+		return p.store.Follow(ctx, func([]store.Key) {
 			select {
 			case changed <- struct{}{}:
 			default:
@@ -301,7 +307,7 @@ func (p *process) deploy(ctx context.Context) error {
 		w.seeSwap(n, name, n.disk[name])
 	}
 	w.mu.Unlock()
-	return p.Follow(ctx, func(keys []store.Key) {
+	return p.store.Follow(ctx, func(keys []store.Key) {
 		p.again(ctx, func() error {
 			certs, err := p.read(ctx, keys)
 			p.learn(keys, certs, err)
@@ -319,14 +325,14 @@ func (p *process) deploy(ctx context.Context) error {
 // read reads the certificates under some keys, or all.
 func (p *process) read(ctx context.Context, keys []store.Key) (certs []*store.Certificate, err error) {
 	if keys == nil {
-		l, err := p.List(ctx, store.KindIssued)
+		l, err := p.store.List(ctx, store.KindIssued)
 		for _, e := range l.Entries {
 			certs = append(certs, e.Record.(*store.Certificate))
 		}
 		return certs, err
 	}
 	for _, k := range keys {
-		e, err := p.Get(ctx, k)
+		e, err := p.store.Get(ctx, k)
 		if errors.Is(err, store.ErrAbsent) {
 			continue // what is served stays
 		}

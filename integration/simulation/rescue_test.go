@@ -12,8 +12,11 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// Process implements issuer.Fleet: questions and offers go by the store.
+// Process implements issuer.Fleet in runs without Consul: questions and offers go by the store.
 var _ issuer.Fleet = (*process)(nil)
+
+// Run implements shared: sessions are the world's there.
+func (p *process) Run(context.Context) error { return nil }
 
 // onDisk is what HAProxy's files hold.
 func (p *process) onDisk(_ context.Context, name, fingerprint string) (*store.Bundle, error) {
@@ -54,7 +57,7 @@ func (p *process) learn(keys []store.Key, certs []*store.Certificate, err error)
 func (p *process) newShelf() *issuer.Shelf {
 	w, n := p.w, p.node
 	s := &issuer.Shelf{
-		Store: p, Disk: p.onDisk, Jitter: p.jitter, Logger: p.log(),
+		Store: p.store, Disk: p.onDisk, Jitter: p.jitter, Logger: p.log(),
 		Stored: func(name string) *store.Certificate {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -65,21 +68,26 @@ func (p *process) newShelf() *issuer.Shelf {
 			defer w.mu.Unlock()
 			return slices.Sorted(maps.Keys(p.known))
 		},
-		Offer: func(ctx context.Context, c *store.Certificate) error {
-			return p.change(ctx, "offer "+c.Name, func() { n.offers[c.Name] = c })
-		},
-		Withdraw: func(ctx context.Context, name string) error {
-			return p.change(ctx, "withdraw "+name, func() { delete(n.offers, name) })
-		},
-		Offered: func(ctx context.Context) (names []string, err error) {
-			err = p.change(ctx, "offered", func() { names = slices.Sorted(maps.Keys(n.offers)) })
-			return names, err
-		},
+		Offer: p.store.Offer, Withdraw: p.store.Withdraw, Offered: p.store.Offered,
 	}
 	if !n.edge {
 		s.Copy = n.copy
 	}
 	return s
+}
+
+// Offer, Withdraw and Offered are for the shelf.
+func (p *process) Offer(ctx context.Context, c *store.Certificate) error {
+	return p.change(ctx, "offer "+c.Name, func() { p.node.offers[c.Name] = c })
+}
+
+func (p *process) Withdraw(ctx context.Context, name string) error {
+	return p.change(ctx, "withdraw "+name, func() { delete(p.node.offers, name) })
+}
+
+func (p *process) Offered(ctx context.Context) (names []string, err error) {
+	err = p.change(ctx, "offered", func() { names = slices.Sorted(maps.Keys(p.node.offers)) })
+	return names, err
 }
 
 // change does something at the store.

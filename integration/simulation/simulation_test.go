@@ -1,10 +1,11 @@
-// Package simulation runs the real issuer, with its leadership and its barrier, on several nodes at once against a store and
-// a CA that fail in every way, in virtual time, and checks with every step what the fleet promises: one certificate for
-// each decision, nothing worse served, tokens everywhere before the CA looks, nothing deleted. All that goes wrong is drawn
-// from a seed:
+// Package simulation runs the real issuer on several nodes at once against a store and a CA that fail in every way, in virtual
+// time, and checks with every step what the fleet promises: one certificate for each decision, nothing worse served, tokens
+// everywhere before the CA looks, nothing deleted. In most runs the store is a model of the contract of package store; in the
+// others it is the real package store/consul, leader, writer and barrier included, on a model of Consul's servers. All that
+// goes wrong is drawn from a seed:
 //
-//	go test ./integration/simulation -args -runs=20000            # seeds 1 to 20000
-//	go test ./integration/simulation -v -args -seed=4711          # one, told step by step
+//	go test ./integration/simulation -args -runs=18000 -consul=2000        # seeds 1 to 18000, and 1 to 2000 with Consul
+//	go test ./integration/simulation -run Simulation -v -args -seed=4711   # one, told step by step; -run Consul for one with Consul
 //	integration/simulation/mutations.sh                           # what the promises would be without the rules
 package simulation
 
@@ -24,11 +25,12 @@ import (
 )
 
 var (
-	oneSeed = flag.Uint64("seed", 0, "run this seed only and tell what happens")
-	runs    = flag.Uint64("runs", defaultRuns(), "how many seeds to run; default: SPOACME_SIMULATIONS, or 1000")
-	from    = flag.Uint64("from", 1, "the first seed")
-	limit   = flag.Duration("for", 0, "begin no run after this time")
-	most    = flag.Int("enough", 10, "how many seeds may fail before the rest is not run")
+	oneSeed    = flag.Uint64("seed", 0, "run this seed only and tell what happens")
+	runs       = flag.Uint64("runs", defaultRuns(), "how many seeds to run; default: SPOACME_SIMULATIONS, or 1000")
+	from       = flag.Uint64("from", 1, "the first seed")
+	consulRuns = flag.Uint64("consul", 200, "how many seeds to run with the real store of a fleet")
+	limit      = flag.Duration("for", 0, "begin no run after this time")
+	most       = flag.Int("enough", 10, "how many seeds may fail before the rest is not run")
 )
 
 func defaultRuns() uint64 {
@@ -39,19 +41,24 @@ func defaultRuns() uint64 {
 }
 
 // simulate runs a seed in a bubble of its own.
-func simulate(t *testing.T, seed uint64, tr *trace) (problems []string, c counts) {
+func simulate(t *testing.T, seed uint64, tr *trace, withConsul bool) (problems []string, c counts) {
 	synctest.Test(t, func(*testing.T) {
-		w := newWorld(seed, tr)
+		w := newWorld(seed, tr, withConsul)
 		problems = w.run()
 		c = w.count
 	})
 	return problems, c
 }
 
-func TestSimulation(t *testing.T) {
+func TestSimulation(t *testing.T) { simulation(t, *runs, false) }
+
+// TestConsul has the real package store/consul on every node, and a model of Consul's servers behind it.
+func TestConsul(t *testing.T) { simulation(t, *consulRuns, true) }
+
+func simulation(t *testing.T, runs uint64, withConsul bool) {
 	if *oneSeed != 0 {
 		tr := &trace{}
-		problems, c := simulate(t, *oneSeed, tr)
+		problems, c := simulate(t, *oneSeed, tr, withConsul)
 		t.Log("\n" + strings.Join(tr.lines, "\n"))
 		t.Logf("%+v", c)
 		for _, p := range problems {
@@ -68,8 +75,8 @@ func TestSimulation(t *testing.T) {
 		for shard := range runtime.GOMAXPROCS(0) {
 			t.Run(strconv.Itoa(shard), func(t *testing.T) {
 				t.Parallel()
-				for seed := next.Add(1); seed < *from+*runs && !total.enough() && (*limit == 0 || time.Since(began) < *limit); seed = next.Add(1) {
-					problems, c := simulate(t, seed, nil)
+				for seed := next.Add(1); seed < *from+runs && !total.enough() && (*limit == 0 || time.Since(began) < *limit); seed = next.Add(1) {
+					problems, c := simulate(t, seed, nil, withConsul)
 					total.add(seed, problems, c)
 					if len(problems) > 0 {
 						t.Errorf("-seed=%d: %s", seed, strings.Join(problems[:min(3, len(problems))], "\n\t"))
@@ -126,11 +133,12 @@ func (s *totals) tell(t *testing.T, took time.Duration) {
 	t.Logf("what went wrong or was done: %s", s.census)
 }
 
-// A seed tells the same story each time.
+// A seed tells the same story each time. With Consul that is so nearly always: what several goroutines of a store do in one moment, such
+// as whether one takes part in the read of another, is chance.
 func TestReplay(t *testing.T) {
 	story := func(seed uint64) string {
 		tr := &trace{}
-		simulate(t, seed, tr)
+		simulate(t, seed, tr, false)
 		var lines []string
 		for _, l := range tr.lines {
 			if strings.HasSuffix(l, settled) {

@@ -12,7 +12,7 @@ import (
 	"github.com/spoacme/spoacme/store"
 )
 
-// Every process has the shared store through a connection of its own, which is slow, fails, and goes on working for
+// In runs without Consul every process has the shared store through a connection of its own, which is slow, fails, and goes on working for
 // calls of processes that are stopped or dead. Process implements store.Store.
 var _ store.Store = (*process)(nil)
 
@@ -38,6 +38,9 @@ type lease struct {
 	cancel context.CancelCauseFunc
 	queue  chan struct{} // one commit after the other, as one writer does
 	over   atomic.Int64  // when it ended
+
+	session string      // in runs with Consul
+	real    store.Lease // the same
 }
 
 func (l *lease) Context() context.Context { return l.ctx }
@@ -45,6 +48,10 @@ func (l *lease) Context() context.Context { return l.ctx }
 // Release gives the lock back when the store can be reached; else it expires.
 func (l *lease) Release() {
 	l.end(errors.New("released"))
+	if l.real != nil {
+		l.real.Release()
+		return
+	}
 	if l.p.gate() != nil {
 		return
 	}

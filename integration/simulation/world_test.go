@@ -24,8 +24,10 @@ type world struct {
 	mu        sync.Mutex
 	nodes     []*node
 	ca        *authority
-	data      *storetest.Memory
-	holder    *lease // of the lock, as the store knows it
+	data      *storetest.Memory // what is stored; in runs with Consul a picture of it
+	server    *server           // Consul; nil in runs without
+	dir       string            // of what nodes keep of it
+	holder    *lease            // of the lock, as the store knows it
 	acks      map[string]ack
 	changed   chan struct{} // closed when lock or acks change
 	terms     int
@@ -57,7 +59,7 @@ type snapshot struct {
 	account bool
 }
 
-func newWorld(seed uint64, tr *trace) *world {
+func newWorld(seed uint64, tr *trace, withConsul bool) *world {
 	pause(24 * time.Hour) // certificates are dated back, and a bubble's time begins with the year 2000
 	w := &world{
 		dice: dice(seed * 0x9e3779b97f4a7c15), trace: tr, start: time.Now(), data: storetest.NewMemory(),
@@ -66,6 +68,9 @@ func newWorld(seed uint64, tr *trace) *world {
 	}
 	if tr != nil {
 		tr.start = w.start
+	}
+	if withConsul {
+		w.server = newServer(w)
 	}
 	w.chaos = newChaos(w.dice)
 	lives := []time.Duration{15 * time.Minute, time.Hour, 90 * 24 * time.Hour}
@@ -109,6 +114,9 @@ func (w *world) fail(format string, args ...any) {
 
 // run lets a run happen, and returns what was wrong.
 func (w *world) run() []string {
+	if w.server != nil {
+		defer w.stateDirs()()
+	}
 	for i, n := range w.nodes {
 		time.AfterFunc(w.dice.span(10*time.Second, "first start", i), n.start)
 	}
