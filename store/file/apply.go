@@ -55,7 +55,7 @@ func (s *Store) writeOne(key store.Key) error {
 		return err
 	}
 	delete(s.pending, key)
-	s.dirty[key] = true
+	s.dirty[key] = data
 	if data != nil {
 		s.index.stamp(key, st)
 	}
@@ -202,8 +202,8 @@ func (s *Store) settle() error {
 // syncers is how many files are synced at once: file systems join such syncs.
 const syncers = 16
 
-// syncFiles syncs all that is dirty. After a failed sync the kernel forgets what it could not write, so such a
-// record becomes pending: it is written anew.
+// syncFiles syncs all that is dirty. After a failed sync the kernel forgets what it could not write, and what the file reads as
+// then is not what was written: such a record becomes pending with the data that it had, and is written anew.
 func (s *Store) syncFiles() error {
 	dirs := map[string]bool{s.dir: true}
 	keys := slices.Collect(maps.Keys(s.dirty))
@@ -220,7 +220,7 @@ func (s *Store) syncFiles() error {
 	for i, key := range keys {
 		dirs[filepath.Dir(s.path(key))] = true
 		if errs[i] != nil {
-			s.writeAnew(key)
+			s.writeAnew(key, s.dirty[key])
 		}
 	}
 	for dir := range dirs {
@@ -229,11 +229,11 @@ func (s *Store) syncFiles() error {
 	return errors.Join(errs...)
 }
 
-func (s *Store) writeAnew(key store.Key) {
-	if data, _, err := readFile(s.path(key)); err == nil && data != nil {
-		s.mu.Lock()
+func (s *Store) writeAnew(key store.Key, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, newer := s.pending[key]; !newer {
 		s.pending[key] = data
-		s.mu.Unlock()
 	}
 }
 

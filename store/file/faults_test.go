@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -117,6 +118,32 @@ func (f *faults) step(name, _ string) error {
 }
 
 // TestFailedSync: what a failed sync leaves in the page cache is not trusted to be written later.
+// The kernel drops the pages that it could not write: the file reads as zeros then, and the next sync succeeds.
+func TestLostPages(t *testing.T) {
+	dir := t.TempDir()
+	var lost atomic.Bool
+	s, err := open(dir, Options{quiet: 50 * time.Millisecond}, func(step, path string) error {
+		if step != "sync" || filepath.Base(path) != "a.json" || !lost.CompareAndSwap(false, true) {
+			return nil
+		}
+		if err := os.WriteFile(path, make([]byte, fileSize(path)), 0o600); err != nil {
+			t.Error(err)
+		}
+		return &os.PathError{Op: "sync", Path: path, Err: syscall.EIO}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), leaseOf(t, s), nil, []store.Op{store.Put(budget("a", "1"))}); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the journal is empty", func() bool { return lost.Load() && fileSize(filepath.Join(dir, "journal")) == 0 })
+	_ = s.Close()
+	if _, err := openStore(t, dir, Options{}).Get(t.Context(), store.Key{Kind: store.KindBudget, Name: "a"}); err != nil {
+		t.Error("what was acknowledged is lost:", err)
+	}
+}
+
 func TestFailedSync(t *testing.T) {
 	f, renamed := &faults{}, map[string]int{}
 	dir := t.TempDir()
