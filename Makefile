@@ -77,10 +77,10 @@ test: tools test-unit simulation test-servers
 test-servers: tools
 	go test -p 2 -timeout 20m $$(go list ./integration/... | grep -v /simulation)
 
-# It says what went wrong how often.
+# It says what went wrong how often. Every tenth run has the real store of a fleet.
 SIMULATIONS ?= 20000
 simulation:
-	go test -count=1 -v -timeout 20m ./integration/simulation -args -runs=$(SIMULATIONS)
+	go test -count=1 -v -timeout 20m ./integration/simulation -args -runs=$$(($(SIMULATIONS) * 9 / 10)) -consul=$$(($(SIMULATIONS) / 10))
 
 test-unit: tools-race
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /integration)

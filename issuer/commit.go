@@ -16,24 +16,27 @@ func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
 // commit writes under the lease. An unknown result is settled by reading: what was written is done, what was not is
-// written again. Its errors are storeErrors.
+// written again; so is what was not written because the store was out of reach for a moment. Its errors are storeErrors.
 func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store.Op) error {
 	var err error
 	for n := range 4 {
 		if n > 0 {
+			unknown := errors.Is(err, store.ErrUnknown)
 			if pauseErr := sleep(ctx, time.Duration(n)*50*time.Millisecond); pauseErr != nil {
 				return pauseErr
 			}
-			written, readErr := t.written(ctx, ops)
-			if readErr != nil {
-				err = errors.Join(err, readErr)
-				continue
-			}
-			if written {
-				return nil
+			if unknown {
+				written, readErr := t.written(ctx, ops)
+				if readErr != nil {
+					err = errors.Join(err, readErr)
+					continue
+				}
+				if written {
+					return nil
+				}
 			}
 		}
-		if err = t.store.Commit(ctx, t.lease, pre, ops); !errors.Is(err, store.ErrUnknown) {
+		if err = t.store.Commit(ctx, t.lease, pre, ops); !errors.Is(err, store.ErrUnknown) && !errors.Is(err, store.ErrStorage) {
 			break
 		}
 	}

@@ -50,7 +50,7 @@ func TestLostReplies(t *testing.T) {
 		t.Errorf("stored, but the answer was lost: %v", err)
 	}
 	p.set(once(isWrite, lose))
-	if err := put("3"); !errors.Is(err, store.ErrRefused) || errors.Is(err, store.ErrUnknown) {
+	if err := put("3"); !errors.Is(err, store.ErrRefused) || !errors.Is(err, store.ErrStorage) || errors.Is(err, store.ErrUnknown) {
 		t.Errorf("the request was lost: %v", err)
 	}
 	if got := stored(t, other); got != "2" {

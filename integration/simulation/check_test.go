@@ -14,7 +14,7 @@ import (
 // publication is who was live when tokens came into the store.
 type publication struct {
 	by   *process
-	live map[string]*process // by node
+	live map[string]ack // by node
 }
 
 // loss is what the last restore or deletion excuses.
@@ -31,9 +31,9 @@ func (w *world) seeWrite(c *commit, op store.Op) {
 	case nil:
 		w.seeDelete(c, op.Key, old.Record)
 	case *store.Challenges:
-		pub := publication{c.p, map[string]*process{}}
+		pub := publication{c.p, map[string]ack{}}
 		for node, a := range w.acks {
-			pub.live[node] = a.p
+			pub.live[node] = a
 		}
 		w.published[r.Name] = pub
 	case *store.Order:
@@ -132,6 +132,9 @@ func (w *world) seeRequest(p *process, r *request) {
 	if p.lease == nil || p.lease.ended() {
 		w.fail("%s sends %s without a lease", p.id, r)
 	}
+	if l := p.lease; l != nil && l.real != nil && time.Since(time.Unix(0, l.renewed.Load())) > ttl+clockEvery {
+		w.fail("%s sends %s although its session was not renewed in time", p.id, r)
+	}
 	if !r.ofOrder() || r.number >= len(w.ca.orders) || p.lease != w.holder {
 		return
 	}
@@ -146,9 +149,10 @@ func (w *world) seeRequest(p *process, r *request) {
 	if !ok || pub.by != p {
 		w.fail("%s sends %s and has not published its token", p.id, r)
 	}
-	for node, q := range pub.live {
+	for node, was := range pub.live {
 		_, suspect := p.suspects[node]
-		if q.dead || suspect || w.acks[node].p != q {
+		q, is := was.p, w.acks[node]
+		if q.dead || suspect || is.p != q || is.session != was.session { // who left and is back looks a second time
 			continue
 		}
 		if _, ok := q.table.Lookup(o.tokens[r.part]); !ok {
@@ -156,6 +160,9 @@ func (w *world) seeRequest(p *process, r *request) {
 		}
 	}
 }
+
+// clockEvery is how late a lease may end by the clock.
+const clockEvery = 150 * time.Millisecond
 
 func (w *world) seeAccount(by string, n int) {
 	if n > 0 {

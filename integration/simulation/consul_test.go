@@ -23,8 +23,9 @@ type server struct {
 	gone     map[string]uint64 // tombstones: the index at which a key was deleted
 	sessions map[string]*session
 	waiting  map[*waiter]bool
-	made     int       // sessions
-	election time.Time // until then no request is answered
+	terms    map[string]*lease // of leaders, by session
+	made     int               // sessions
+	election time.Time         // until then no request is answered
 }
 
 // session is a session of a process.
@@ -32,6 +33,7 @@ type session struct {
 	id       string
 	p        *process
 	behavior string
+	renewed  time.Time
 	number   int         // of its expiry: one that was put off does not count
 	ends     *time.Timer // when it expires
 }
@@ -53,7 +55,7 @@ type query struct {
 }
 
 func newServer(w *world) *server {
-	return &server{w: w, keys: map[string]*api.KVPair{}, gone: map[string]uint64{}, sessions: map[string]*session{}, waiting: map[*waiter]bool{}}
+	return &server{w: w, keys: map[string]*api.KVPair{}, gone: map[string]uint64{}, sessions: map[string]*session{}, terms: map[string]*lease{}, waiting: map[*waiter]bool{}}
 }
 
 // read answers a query: the pairs in the order of their keys, and the index that a blocking read waits to be passed.
@@ -165,6 +167,7 @@ func (s *server) create(p *process, behavior string) string {
 	s.index++
 	n := &session{id: fmt.Sprintf("session-%d", s.made), p: p, behavior: behavior}
 	s.sessions[n.id] = n
+	n.renewed = time.Now()
 	s.extend(n)
 	return n.id
 }
@@ -190,6 +193,10 @@ func (s *server) renew(id string) bool {
 	n := s.sessions[id]
 	if n == nil {
 		return false
+	}
+	n.renewed = time.Now()
+	if l := s.terms[id]; l != nil {
+		l.renewed.Store(n.renewed.UnixNano())
 	}
 	s.extend(n)
 	return true
@@ -359,7 +366,7 @@ func (s *server) look(key string, pair *api.KVPair) {
 		if err := json.Unmarshal(pair.Value, &said); err != nil {
 			w.fail("%s acks what can't be read: %v", by.id, err)
 		}
-		w.acks[node] = ack{by, said.Generation}
+		w.acks[node] = ack{by, said.Generation, pair.Session}
 	case isAck:
 		delete(w.acks, node)
 	case key != prefix+"leader":
@@ -367,8 +374,13 @@ func (s *server) look(key string, pair *api.KVPair) {
 		w.trace.add("store: the lock of %s is free", w.holder.p.id)
 		w.holder = nil
 	case by != nil && (w.holder == nil || w.holder.session != pair.Session):
+		if w.holder = s.terms[pair.Session]; w.holder != nil {
+			return // a restore brought it back
+		}
 		w.terms++
 		w.holder = &lease{p: by, number: w.terms, session: pair.Session}
+		s.terms[pair.Session] = w.holder
+		w.holder.renewed.Store(s.sessions[pair.Session].renewed.UnixNano())
 		w.trace.add("store: %s has the lock, term %d", by.id, w.terms)
 	}
 }

@@ -39,8 +39,9 @@ type lease struct {
 	queue  chan struct{} // one commit after the other, as one writer does
 	over   atomic.Int64  // when it ended
 
-	session string      // in runs with Consul
-	real    store.Lease // the same
+	session string       // in runs with Consul; so are the others
+	real    store.Lease  // what it stands for
+	renewed atomic.Int64 // when the session was last renewed by its process
 }
 
 func (l *lease) Context() context.Context { return l.ctx }
@@ -301,6 +302,7 @@ func (p *process) Follow(ctx context.Context, changed func([]store.Key), kinds .
 type ack struct {
 	p          *process
 	generation uint64
+	session    string // in runs with Consul
 }
 
 // Ack implements store.Store: it returns when the store knows.
@@ -323,7 +325,7 @@ func (w *world) register(p *process) {
 	if !p.member || !p.healthy() {
 		return
 	}
-	w.acks[p.node.name] = ack{p, p.acked}
+	w.acks[p.node.name] = ack{p: p, generation: p.acked}
 	w.wake()
 }
 

@@ -45,7 +45,7 @@ func (s *Store) Commit(ctx context.Context, lease store.Lease, pre []store.Preco
 	}
 	sealer, err := s.opener(ctx)
 	if err != nil {
-		return store.Refusedf("%w", err)
+		return notWritten(err)
 	}
 	writes, err := store.EncodeCommit(lease, pre, ops, sealer)
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *Store) refuseUnreadable(ctx context.Context, keys []store.Key, sealer s
 	slices.SortFunc(keys, func(a, b store.Key) int { return strings.Compare(a.String(), b.String()) })
 	found, err := s.getMany(ctx, slices.Compact(keys))
 	if err != nil {
-		return store.Refusedf("%w", err)
+		return notWritten(err)
 	}
 	var errs []error
 	for k, p := range found {
@@ -138,7 +138,7 @@ func (s *Store) newCommit(ctx context.Context, pre []store.Precondition, ops []s
 		if s.cfg.Plain && w.Key.Kind == store.KindIssued {
 			copied, err := s.classic(ctx, w.Key.Name, ops[i].Record)
 			if err != nil {
-				return nil, store.Refusedf("%w", err)
+				return nil, notWritten(err)
 			}
 			c.ops = append(c.ops, copied...)
 		}
@@ -213,13 +213,21 @@ func (s *Store) direct(c *commit) error {
 	_, refused, err := s.c.txn(c.ctx, c.ops)
 	switch {
 	case errors.Is(err, errNotDone):
-		return store.Refusedf("%w", err)
+		return notWritten(err)
 	case err != nil:
 		return fmt.Errorf("%w: %w", store.ErrUnknown, err)
 	case len(refused) > 0:
 		return refusal(c.ops, refused)
 	}
 	return nil
+}
+
+// notWritten is a refusal for an error before, or in place of, a write; it says when the fault is that Consul was out of reach.
+func notWritten(err error) error {
+	if errors.Is(err, errUnreached) {
+		return store.Refusedf("%w: %w", store.ErrStorage, err)
+	}
+	return store.Refusedf("%w", err)
 }
 
 // refusal says why Consul refused a transaction.

@@ -138,7 +138,7 @@ func (w *writer) write(commits []*commit) {
 			}
 			return
 		case errors.Is(err, errNotDone):
-			answer(commits, store.Refusedf("%w", err))
+			answer(commits, notWritten(err))
 			return
 		default:
 			w.resolve(b, err)
@@ -260,7 +260,7 @@ func (w *writer) resolve(b *batch, unanswered error) {
 		results, refused, err := w.l.s.c.txn(w.l.ctx, w.proof(id))
 		if err == nil && refused == nil {
 			w.fence = fenceIndex(results, w.l.s.keys.fence())
-			answer(b.commits, store.Refusedf("%w", unanswered))
+			answer(b.commits, notWritten(unanswered))
 			return
 		}
 		if err == nil {
@@ -287,7 +287,7 @@ func (w *writer) lookAtFence(b *batch, own map[string]bool, unanswered error) bo
 		return true
 	case p != nil && own[string(p.Value)]:
 		w.fence = p.ModifyIndex
-		answer(b.commits, store.Refusedf("%w", unanswered))
+		answer(b.commits, notWritten(unanswered))
 		return true
 	case p != nil && p.ModifyIndex == w.fence:
 		return false // refused for the session: the lease is about to see it
