@@ -77,6 +77,38 @@ func TestSealedInConsul(t *testing.T) {
 	lead(t, n).Release()
 }
 
+// With the meta record gone a node that has never known the fleet's id must not give the fleet another one.
+func TestFleetKeepsItsID(t *testing.T) {
+	f := newFleet(t, fixture.StartConsul(t, fixture.ConsulOptions{}))
+	cfg := f.config("a", 0)
+	cfg.StateDir = t.TempDir()
+	n := f.open(cfg)
+	l := lead(t, n)
+	var account store.Record
+	for _, r := range storetest.Records("shop") {
+		if r.Key().Kind == store.KindAccount {
+			account = r
+		}
+	}
+	commit(t, n, l, store.Put(account))
+	l.Release()
+	f.edit(t, "meta", nil)
+
+	stranger := f.open(f.config("b", 0))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if m, err := stranger.Lead(ctx); err == nil {
+		t.Error("a node without the fleet's id leads")
+		m.Release()
+	}
+	lead(t, n).Release()
+	for _, s := range []store.Store{n, stranger, f.open(cfg)} {
+		if _, err := s.Get(t.Context(), account.Key()); err != nil {
+			t.Error("the account can't be read any more:", err)
+		}
+	}
+}
+
 func TestRotation(t *testing.T) {
 	f := newFleet(t, fixture.StartConsul(t, fixture.ConsulOptions{}))
 	fleet1, issuer1 := fresh(t), fresh(t)

@@ -14,6 +14,7 @@ import (
 // publication is who was live when tokens came into the store.
 type publication struct {
 	by   *process
+	at   time.Time
 	live map[string]ack // by node
 }
 
@@ -31,7 +32,7 @@ func (w *world) seeWrite(c *commit, op store.Op) {
 	case nil:
 		w.seeDelete(c, op.Key, old.Record)
 	case *store.Challenges:
-		pub := publication{c.p, map[string]ack{}}
+		pub := publication{c.p, time.Now(), map[string]ack{}}
 		for node, a := range w.acks {
 			pub.live[node] = a
 		}
@@ -148,6 +149,9 @@ func (w *world) seeRequest(p *process, r *request) {
 	pub, ok := w.published[o.name]
 	if !ok || pub.by != p {
 		w.fail("%s sends %s and has not published its token", p.id, r)
+	}
+	if w.loss.at.After(pub.at) && time.Since(w.loss.at) < time.Second {
+		return // the tokens are gone, and the leader is about to hear of it
 	}
 	for node, was := range pub.live {
 		_, suspect := p.suspects[node]

@@ -362,11 +362,12 @@ func (s *server) look(key string, pair *api.KVPair) {
 	case isAck && by != nil:
 		var said struct {
 			Generation uint64 `json:"g"`
+			Epoch      string `json:"e"`
 		}
 		if err := json.Unmarshal(pair.Value, &said); err != nil {
 			w.fail("%s acks what can't be read: %v", by.id, err)
 		}
-		w.acks[node] = ack{by, said.Generation, pair.Session}
+		w.acks[node] = ack{by, said.Generation, pair.Session, said.Epoch}
 	case isAck:
 		delete(w.acks, node)
 	case key != prefix+"leader":
@@ -383,6 +384,15 @@ func (s *server) look(key string, pair *api.KVPair) {
 		w.holder.renewed.Store(s.sessions[pair.Session].renewed.UnixNano())
 		w.trace.add("store: %s has the lock, term %d", by.id, w.terms)
 	}
+}
+
+// epoch is that of the feed.
+func (s *server) epoch() string {
+	var feed struct{ Epoch string }
+	if p := s.keys[prefix+"feed"]; p != nil {
+		_ = json.Unmarshal(p.Value, &feed)
+	}
+	return feed.Epoch
 }
 
 // snapshot returns what puts keys and sessions back, with the index of now: what is blocked ends.

@@ -130,7 +130,7 @@ func (m member) Barrier(ctx context.Context, generation uint64) ([]string, error
 		}
 	}
 	for node, owed := range p.suspects {
-		if a, live := w.acks[node]; !live || a.generation >= owed {
+		if a, live := w.acks[node]; !live || a.generation >= owed && a.epoch == w.server.epoch() {
 			delete(p.suspects, node)
 		}
 	}

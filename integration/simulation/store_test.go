@@ -302,7 +302,8 @@ func (p *process) Follow(ctx context.Context, changed func([]store.Key), kinds .
 type ack struct {
 	p          *process
 	generation uint64
-	session    string // in runs with Consul
+	session    string // in runs with Consul; so is the epoch
+	epoch      string
 }
 
 // Ack implements store.Store: it returns when the store knows.

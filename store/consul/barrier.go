@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -92,12 +93,28 @@ func (s *suspects) add(nodes []string, generation uint64) {
 
 // Barrier implements store.Store. The nodes that count are those with an ack when it is called, and this one. A node
 // that missed the deadline of an earlier barrier is named but not waited for until it has caught up. When Consul does not
-// tell before ctx ends who is live, that is an error: an old list would leave out those that have come since.
+// tell before ctx ends who is live, that is an error: an old list would leave out those that have come since. So is a store that
+// goes back in time: what was published may be gone, and nodes need a moment to say again that they are live.
 func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []string, err error) {
+	began := time.Now()
+	if back := s.jumped().Add(rejoin); !sleep(ctx, time.Until(back)) && time.Now().Before(back) {
+		return nil, fmt.Errorf("%w: they have until %s", errWentBack, back.Format(time.TimeOnly))
+	}
 	epoch, now, err := s.whoIsLive(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("barrier: it is not known which nodes are live: %w", err)
 	}
+	missing = s.waitForAcks(ctx, epoch, now, generation)
+	if s.jumped().After(began) {
+		return nil, errWentBack
+	}
+	return missing, nil
+}
+
+var errWentBack = errors.New("barrier: it is not known which nodes are live: the store went back in time")
+
+// waitForAcks returns the nodes of now that have not acked when ctx ends, or that are not waited for.
+func (s *Store) waitForAcks(ctx context.Context, epoch string, now ackTable, generation uint64) (missing []string) {
 	waiting := map[string]bool{}
 	for node := range now.nodes {
 		waiting[node] = true
@@ -114,14 +131,14 @@ func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []strin
 			settled(waiting, now.nodes, epoch, generation, s.cfg.Node)
 		}
 		if owed := without(waiting, suspect); len(owed) == 0 {
-			return names(waiting), nil
+			return names(waiting)
 		}
 		var ok bool
 		if now, version, ok = acks.next(ctx, version); !ok {
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				s.late.add(names(waiting), generation)
 			}
-			return names(waiting), nil
+			return names(waiting)
 		}
 	}
 }

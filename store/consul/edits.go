@@ -17,6 +17,9 @@ import (
 // quiet is how long there must have been no edit before what others wrote is compared.
 const quiet = time.Second
 
+// maxSeen is after how many changes in a row a comparison is made in any case: more than recent remembers.
+const maxSeen = 512
+
 // recent remembers the indexes of the leader's own last transactions.
 type recent struct {
 	mu      sync.Mutex
@@ -34,21 +37,26 @@ func (r *recent) add(index uint64) {
 func (r *recent) has(index uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, i := range r.indexes {
-		if i == index {
-			return true
+	return slices.Contains(r.indexes[:], index)
+}
+
+// all reports whether nothing but the leader's own transactions changed anything.
+func (r *recent) all(indexes map[uint64]bool) bool {
+	for i := range indexes {
+		if !r.has(i) {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // watchEdits announces what others wrote below a kind that the feed tells of. It wakes with a few bytes however many
 // records there are, and reads them only when the change was not the leader's own.
 func (s *Store) watchEdits(l *leaseTerm, kind store.Kind) {
-	var edited uint64
+	seen := map[uint64]bool{} // indexes at which something changed since the last comparison
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	wake := make(chan uint64, 1)
+	wake := make(chan uint64)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.wakeOnEdits(l.ctx, kind, wake) })
@@ -58,12 +66,16 @@ func (s *Store) watchEdits(l *leaseTerm, kind store.Kind) {
 		select {
 		case <-l.ctx.Done():
 			return
-		case edited = <-wake:
+		case index := <-wake:
+			if len(seen) < maxSeen {
+				seen[index] = true
+			}
 			timer.Reset(quiet)
 			continue
 		case <-timer.C:
 		}
-		if started && l.own.has(edited) {
+		if started && l.own.all(seen) && len(seen) < maxSeen {
+			clear(seen)
 			continue
 		}
 		now, err := s.compareEdits(l, kind, known, !started)
@@ -76,6 +88,7 @@ func (s *Store) watchEdits(l *leaseTerm, kind store.Kind) {
 		}
 		failing.over("comparing what others wrote again")
 		known, started = now, true
+		clear(seen)
 	}
 }
 
@@ -92,12 +105,7 @@ func (s *Store) wakeOnEdits(ctx context.Context, kind store.Kind, wake chan uint
 		if news {
 			select {
 			case wake <- index:
-			default:
-				select {
-				case <-wake:
-				default:
-				}
-				wake <- index
+			case <-ctx.Done():
 			}
 		}
 		return news

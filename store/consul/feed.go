@@ -124,13 +124,18 @@ func (f feedRecord) since(known feedChange) ([]changedKey, bool) {
 // watchFeed runs the watch that everything in this process shares.
 func (s *Store) watchFeed(ctx context.Context, publish func(feedState)) {
 	var last feedState
+	var began uint64
 	first, broken := true, false
 	read := func(ctx context.Context, index uint64) (*api.KVPair, uint64, error) {
+		began = s.feedIndex()
 		return s.c.get(ctx, s.keys.feed(), index)
 	}
 	watchCalmly(ctx, s.c, "the feed", calmFeed, read, func(p *api.KVPair) int {
 		s.touch()
 		f, err := parseFeed(p)
+		if known := s.feedIndex(); known != began && f.index < known {
+			return 0 // this process has written a newer one since the read began: it is not the store that went back
+		}
 		if err != nil && !broken {
 			s.log.Error("feed in Consul ignored; the leader's next term writes it anew", "err", err)
 		}

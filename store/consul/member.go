@@ -14,6 +14,9 @@ import (
 // renewsAgain is how soon a node renews its session again after that failed.
 const renewsAgain = time.Second
 
+// looksAgain is how often a node looks whether its ack is there.
+const looksAgain = 3 * ttl
+
 // ErrDuplicate means that another sidecar has this node's name.
 var ErrDuplicate = errors.New("another sidecar has the same node name")
 
@@ -190,9 +193,16 @@ var (
 
 // stay renews the session until ctx ends or the session is lost. No write of the ack holds that up.
 func (m *member) stay(ctx context.Context, session string, renewed time.Time) error {
+	looked := renewed
 	for pause := renews; sleep(ctx, pause); {
 		if m.stuck() {
 			return fmt.Errorf("%w: %w", errGone, errStuck)
+		}
+		if time.Since(looked) > looksAgain {
+			if err := m.isThere(ctx, session); err != nil {
+				return err
+			}
+			looked = time.Now()
 		}
 		start := time.Now()
 		alive, err := m.s.c.renew(ctx, session)
@@ -210,6 +220,19 @@ func (m *member) stay(ctx context.Context, session string, renewed time.Time) er
 		default:
 			pause = renewsAgain
 		}
+	}
+	return nil
+}
+
+// isThere looks whether the ack is still what others can see: a session lives on when its key is deleted. That Consul can't tell
+// says nothing.
+func (m *member) isThere(ctx context.Context, session string) error {
+	m.mu.Lock()
+	said := m.said.Boot != ""
+	m.mu.Unlock()
+	p, _, err := m.s.c.get(ctx, m.s.keys.ack(m.s.cfg.Node), 0)
+	if err == nil && said && (p == nil || p.Session != session) {
+		return fmt.Errorf("%w: somebody deleted its ack", errGone)
 	}
 	return nil
 }

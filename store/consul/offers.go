@@ -2,7 +2,6 @@ package consul
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -135,13 +134,11 @@ func (s *Store) resealKind(ctx context.Context, lease store.Lease, kind store.Ki
 	}
 	for _, p := range pairs {
 		name, ok := nameBelow(dir, p.Key)
-		var r struct {
-			Private string `json:"private"`
-		}
-		if !ok || json.Unmarshal(p.Value, &r) != nil || r.Private == "" {
+		private := privateOf(p.Value)
+		if !ok || private == "" {
 			continue
 		}
-		old, now := s.cfg.Keys.KeyOf(kind, r.Private), s.cfg.Keys.Current(kind, s.usable)
+		old, now := s.cfg.Keys.KeyOf(kind, private), s.cfg.Keys.Current(kind, s.usable)
 		if old == now {
 			used[now] = true
 			continue

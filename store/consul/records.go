@@ -163,8 +163,16 @@ func (s *Store) fleet(ctx context.Context) (string, error) {
 }
 
 func (s *Store) setFleet(id string) {
-	if s.keptFleet() != id {
-		if err := keep(s.cfg.StateDir, "fleet", id); err != nil {
+	if kept := s.keptFleet(); kept != id {
+		var err error
+		if kept != "" { // that id must not be lost: what was sealed with it can be opened with nothing else
+			s.log.Warn("the fleet has another id than before; the former one is kept in the state directory", "former", kept, "now", id)
+			err = keep(s.cfg.StateDir, "fleet.before", kept)
+		}
+		if err == nil {
+			err = keep(s.cfg.StateDir, "fleet", id)
+		}
+		if err != nil {
 			s.log.Warn("the fleet's id is not kept on disk", "err", err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -84,6 +85,9 @@ func (l *leaseTerm) meta(ctx context.Context) (fleet string, ops api.TxnOps, err
 		if m.Fleet == "" {
 			m.Fleet = randomID(8)
 		}
+		if err := l.s.opensWith(ctx, m.Fleet); err != nil {
+			return "", nil, err
+		}
 	}
 	if dc := l.s.c.addr.dc; dc != "" && m.Datacenter == "" {
 		m.Datacenter, write = dc, true
@@ -115,6 +119,56 @@ func (s *Store) canOpen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// samples is of how many records of a kind it is seen with which fleet's id they are sealed.
+const samples = 10
+
+// opensWith looks whether an id is that of the fleet whose records are here: a leader that gave them another one would make
+// all of them unreadable, on all nodes.
+func (s *Store) opensWith(ctx context.Context, fleet string) error {
+	if s.cfg.Keys == nil || s.cfg.Plain {
+		return nil
+	}
+	opener, sealed := s.cfg.Keys.Sealer(fleet, s.usable), 0
+	for _, kind := range []store.Kind{store.KindAccount, store.KindOrder, store.KindIssued} {
+		keys, _, err := s.c.names(ctx, s.keys.dir(string(kind)), "", 0)
+		if err != nil {
+			return err
+		}
+		for _, key := range keys[:min(len(keys), samples)] {
+			name, ok := nameBelow(s.keys.dir(string(kind)), key)
+			if !ok {
+				continue
+			}
+			p, _, err := s.c.get(ctx, key, 0)
+			if err != nil {
+				return err
+			}
+			if p == nil || !slices.Contains(s.cfg.Keys.IDs(), s.cfg.Keys.KeyOf(kind, privateOf(p.Value))) {
+				continue
+			}
+			if _, err := entry(store.Key{Kind: kind, Name: name}, p, opener); err == nil {
+				return nil
+			}
+			sealed++
+		}
+	}
+	if sealed > 0 {
+		return fmt.Errorf("%w: %s is gone or damaged, and what is sealed here has another fleet's id than this node knows: start a sidecar "+
+			"whose state directory has the id (its file \"fleet\"), or copy that file here; if it is on no machine any more, use another "+
+			"prefix in SPOACME_STORE", errUnfit, s.keys.meta())
+	}
+	return nil
+}
+
+// privateOf is the sealed part of a record, empty when there is none.
+func privateOf(value []byte) string {
+	var r struct {
+		Private string `json:"private"`
+	}
+	_ = json.Unmarshal(value, &r) //nolint:errcheck // then there is none
+	return r.Private
 }
 
 func (s *Store) missingSentinels(ctx context.Context) (api.TxnOps, error) {

@@ -73,6 +73,9 @@ func watchCalmly[T any](ctx context.Context, c *client, what string, most time.D
 			}
 			failing.failed("can't watch "+what+" in Consul, trying again", err)
 			c.metrics.watchErrors.Inc()
+			// Who answers next may be a Consul that was restored: asked for what is newer, it would wait for as many writes as
+			// were undone.
+			index = 0
 			sleep(ctx, failures.NextBackOff())
 			continue
 		}

@@ -2,6 +2,8 @@ package consul
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -11,7 +13,7 @@ import (
 // reading is what Consul says to one read.
 type reading struct {
 	after time.Duration
-	value string
+	value string // empty: it fails
 	index uint64
 }
 
@@ -31,6 +33,10 @@ func TestWatchNoticesRestore(t *testing.T) {
 			[]reading{{0, "new", 20}, {waitTime + time.Second, "new", 20}, {waitTime, "new", 20}},
 			[]uint64{0, 20, 20}, []string{"new", "new", "new"},
 		},
+		"restored on other servers": {
+			[]reading{{0, "new", 20}, {0, "", 0}, {0, "old", 10}, {waitTime, "old", 10}},
+			[]uint64{0, 20, 0, 10}, []string{"new", "old", "old"},
+		},
 		"changed": {
 			[]reading{{0, "a", 20}, {time.Second, "b", 21}, {time.Second, "b", 19}, {0, "c", 19}},
 			[]uint64{0, 20, 21, 0}, []string{"a", "b", "b", "c"},
@@ -43,13 +49,17 @@ func TestWatchNoticesRestore(t *testing.T) {
 				var asked []uint64
 				var seen []string
 				last := ""
-				watch(ctx, &client{}, "it", func(_ context.Context, index uint64) (string, uint64, error) {
+				calls := &client{log: slog.New(slog.DiscardHandler), metrics: newMetrics(), jitter: func(time.Duration) time.Duration { return 0 }}
+				watch(ctx, calls, "it", func(_ context.Context, index uint64) (string, uint64, error) {
 					a := c.answers[len(asked)]
 					asked = append(asked, index)
 					sleep(ctx, a.after)
+					if a.value == "" {
+						return "", 0, errors.New("no cluster leader")
+					}
 					return a.value, a.index, nil
 				}, func(v string) bool {
-					if seen = append(seen, v); len(seen) == len(c.answers) {
+					if seen = append(seen, v); len(seen) == len(c.seen) {
 						cancel()
 					}
 					news := v != last
