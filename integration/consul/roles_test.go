@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -85,7 +86,7 @@ func testRoles(t *testing.T, f *fleet) {
 		a := edge.cert("shop")
 		b := n.cert("shop")
 		nodes, listErr := edge.Nodes(t.Context())
-		return err == nil && len(missing) == 0 && a != "" && b != "" && listErr == nil && len(nodes) == 2 && edge.token("shop") == 1
+		return err == nil && len(missing) == 0 && a != "" && b != "" && listErr == nil && len(nodes) == 3 && edge.token("shop") == 1
 	})
 	if _, err := edge.Lead(t.Context()); err == nil {
 		t.Error("an edge leads")
@@ -133,6 +134,37 @@ func testRoles(t *testing.T, f *fleet) {
 }
 
 // A revoked token stops writes and reads; nothing looks deleted, and a new token works without a restart.
+// Of the processes that may lead all order from the same CAs and have the same keys, those with no HAProxy too.
+func TestIssuersAgree(t *testing.T) {
+	f := newFleet(t, fixture.StartConsul(t, fixture.ConsulOptions{}))
+	as := func(name, ca string) *consul.Store {
+		cfg := f.config(name, 0)
+		cfg.Role, cfg.CAs = consul.RoleIssuer, []string{ca}
+		return f.start(cfg).Store
+	}
+	first := as("first", "https://ca.example/directory")
+	l := lead(t, first)
+	eventually(t, 5*time.Second, "the first one is known", func() bool {
+		nodes, err := first.Nodes(t.Context())
+		return err == nil && len(nodes) == 1 && nodes[0].Role == consul.RoleIssuer
+	})
+	if missing, err := first.Barrier(within(t, time.Second), 1); err != nil || len(missing) > 0 {
+		t.Errorf("a barrier waits for who has no HAProxy: %q, %v", missing, err)
+	}
+	if live, err := first.Live(t.Context()); err != nil || len(live) > 0 {
+		t.Errorf("live with a HAProxy: %q, %v", live, err)
+	}
+	l.Release()
+	stranger := as("stranger", "https://staging.example/directory")
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if m, err := stranger.Lead(ctx); err == nil {
+		t.Error("who orders from another CA leads")
+		m.Release()
+	}
+	lead(t, as("second", "https://ca.example/directory")).Release()
+}
+
 func TestRevokedToken(t *testing.T) {
 	f := newFleet(t, fixture.StartConsul(t, fixture.ConsulOptions{ACL: true}))
 	leader := f.start(f.config("leader", 0))

@@ -93,7 +93,7 @@ func (m *member) wanted() (r ackRecord, acked bool) {
 // Run goes on trying.
 func (s *Store) Ack(ctx context.Context, generation uint64) error {
 	if s.cfg.Role == RoleIssuer {
-		return nil
+		return nil // it has no HAProxy, and nobody waits for it
 	}
 	m := &s.member
 	m.mu.Lock()

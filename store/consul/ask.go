@@ -24,17 +24,13 @@ type question struct {
 // rejoin is how long after the store went back in time nodes may take to say again that they are live.
 const rejoin = ttl/3 + 3*time.Second
 
-// Live names the nodes that have a session.
+// Live names the nodes that have a session and a HAProxy.
 func (s *Store) Live(ctx context.Context) ([]string, error) {
 	acks, err := s.listing.get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list live nodes: %w", err)
 	}
-	live := map[string]bool{}
-	for name := range acks.nodes {
-		live[name] = true
-	}
-	return names(live), nil
+	return names(acks.serving()), nil
 }
 
 // Ask has every other live node compare certificates, by name and the fingerprint of what is stored, with its disk. It
@@ -65,10 +61,7 @@ func (s *Store) await(ctx context.Context, id string) (missing []string, err err
 	if err != nil {
 		return nil, fmt.Errorf("ask the nodes: it is not known which are live: %w", err)
 	}
-	waiting := map[string]bool{}
-	for node := range now.nodes {
-		waiting[node] = node != s.cfg.Node
-	}
+	waiting := now.serving()
 	delete(waiting, s.cfg.Node) // it looked itself
 	acks, leave := s.acks.join()
 	defer leave()

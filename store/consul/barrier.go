@@ -15,10 +15,21 @@ import (
 	"github.com/spoacme/spoacme/store/seal"
 )
 
-// ackTable is the live nodes.
+// ackTable is the live processes.
 type ackTable struct {
 	nodes map[string]ackRecord
 	index uint64
+}
+
+// serving are the nodes that have a HAProxy: those that a barrier and a question are about.
+func (t ackTable) serving() map[string]bool {
+	nodes := map[string]bool{}
+	for name, r := range t.nodes {
+		if r.Role != RoleIssuer {
+			nodes[name] = true
+		}
+	}
+	return nodes
 }
 
 func (s *Store) parseAcks(pairs api.KVPairs, index uint64) ackTable {
@@ -115,10 +126,7 @@ var errWentBack = errors.New("barrier: it is not known which nodes are live: the
 
 // waitForAcks returns the nodes of now that have not acked when ctx ends, or that are not waited for.
 func (s *Store) waitForAcks(ctx context.Context, epoch string, now ackTable, generation uint64) (missing []string) {
-	waiting := map[string]bool{}
-	for node := range now.nodes {
-		waiting[node] = true
-	}
+	waiting := now.serving()
 	if s.member.counts() {
 		waiting[s.cfg.Node] = true
 	}

@@ -100,13 +100,13 @@ func (s *Store) Run(ctx context.Context) error {
 	defer leave()
 	wg.Go(func() { s.registerService(ctx) })
 	wg.Go(func() { s.keepFacts(ctx) })
-	if s.cfg.Role == RoleIssuer {
-		<-ctx.Done()
-		return nil
-	}
 	m := &s.member
-	m.setRunning(true)
-	defer m.setRunning(false)
+	if s.cfg.Role == RoleIssuer {
+		m.introduce()
+	} else {
+		m.setRunning(true)
+		defer m.setRunning(false)
+	}
 	tries := s.c.newBackoff()
 	patience := time.Now().Add(3 * ttl)
 	for ctx.Err() == nil {
@@ -127,6 +127,14 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// introduce lets a process with no HAProxy say which CAs and sealing keys it has: it may lead next. It has no tokens to ack.
+func (m *member) introduce() {
+	m.mu.Lock()
+	m.acked = true
+	m.mu.Unlock()
+	m.poke()
 }
 
 func (m *member) setRunning(on bool) {
