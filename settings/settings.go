@@ -34,29 +34,30 @@ const maxValue = 16 << 10
 // A field whose value was refused is empty: it falls back neither to the next source nor to the
 // default, because a mistyped CA must not turn into another one.
 type Settings struct {
-	Socket       string   // path of HAProxy's stats socket; empty: the first of UsualSockets that exists
-	Agent        string   // address of the SPOE agent, see Network
-	AgentCheck   string   // address of the agent-check server behind the statistics rows
-	AgentBackend string   // HAProxy's backend with the SPOE agent
-	RowsBackend  string   // HAProxy's backend with a row per certificate
-	Email        string   // contact of the ACME account; may be empty
-	CAs          []string // directory URLs; the first that works
-	CARoots      string   // PEM file with the roots of a private ACME server's HTTPS; may be empty
-	EAB          EAB
-	Store        string // URL; StoreDir gives the directory of file:///dir
-	Role         string // node, edge or issuer
-	FleetKeys    string // file of the keyset of certificates; may be empty
-	IssuerKeys   string // file of the keyset of accounts and orders; may be empty
-	SealPlain    bool   // private keys are stored as they are
-	CrtList      string // crt-list or certificate directory; empty: the only one that HAProxy has loaded
-	CrtDir       string // folder of the PEM files; empty: the folder of CrtList
-	HTTP         string // address of /metrics, /healthz, /readyz, /status; see Network; "off" leaves it empty
-	Probe        string // HAProxy's own TLS address, host:port; empty: no handshakes
-	HTTPFrontend string // HAProxy's port-80 address, host:port; empty: no probe
-	Node         string // name of this node
-	State        string // directory of what the sidecar itself keeps
-	Control      string // path of the unix socket of the command line
-	LogLevel     slog.Level
+	Socket        string   // path of HAProxy's stats socket; empty: the first of UsualSockets that exists
+	Agent         string   // address of the SPOE agent, see Network
+	AgentCheck    string   // address of the agent-check server behind the statistics rows
+	AgentBackend  string   // HAProxy's backend with the SPOE agent
+	RowsBackend   string   // HAProxy's backend with a row per certificate
+	Email         string   // contact of the ACME account; may be empty
+	CAs           []string // directory URLs; the first that works
+	CARoots       string   // PEM file with the roots of a private ACME server's HTTPS; may be empty
+	EAB           EAB
+	Store         string // URL; StoreDir gives the directory of file:///dir
+	Role          string // node, edge or issuer
+	FleetKeys     string // file of the keyset of certificates; may be empty
+	IssuerKeys    string // file of the keyset of accounts and orders; may be empty
+	SealPlain     bool   // private keys are stored as they are
+	SealFromPlain bool   // what was stored so is read, and sealed
+	CrtList       string // crt-list or certificate directory; empty: the only one that HAProxy has loaded
+	CrtDir        string // folder of the PEM files; empty: the folder of CrtList
+	HTTP          string // address of /metrics, /healthz, /readyz, /status; see Network; "off" leaves it empty
+	Probe         string // HAProxy's own TLS address, host:port; empty: no handshakes
+	HTTPFrontend  string // HAProxy's port-80 address, host:port; empty: no probe
+	Node          string // name of this node
+	State         string // directory of what the sidecar itself keeps
+	Control       string // path of the unix socket of the command line
+	LogLevel      slog.Level
 
 	Certificates map[string]store.Spec // by name
 	// Refused are names of SPOACME_CERTS whose setting was refused. They are still wanted: what is

@@ -143,7 +143,7 @@ func badValues() []complaint {
 		{haproxy("SPOACME_STORE", "redis://x"), "SPOACME_STORE" + cfg + `"redis://x" is not a store: write file:///var/lib/spoacme, or consul://127.0.0.1:8500/le`, Fatal},
 		{haproxy("SPOACME_STORE", "file://srv/x"), "SPOACME_STORE" + cfg + `"file://srv/x" names a host: write file:/// and the directory, with three slashes`, Fatal},
 		{haproxy("SPOACME_STORE", "file:///srv/x?mode=1"), "SPOACME_STORE" + cfg + `"file:///srv/x?mode=1": a file store takes a plain path: write file:///var/lib/spoacme`, Fatal},
-		{haproxy("SPOACME_SEAL", "none"), "SPOACME_SEAL" + cfg + `"none": the only value is plain; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS`, Fatal},
+		{haproxy("SPOACME_SEAL", "none"), "SPOACME_SEAL" + cfg + `"none": use plain, or from-plain on the way back from it; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS`, Fatal},
 		{haproxy("SPOACME_ROLE", "edg"), "SPOACME_ROLE" + cfg + `"edg" is not a role: did you mean edge?`, Fatal},
 		{haproxy("SPOACME_AGENT", ":9765"), "SPOACME_AGENT" + cfg + `":9765" has no host: write 127.0.0.1:9765, or 0.0.0.0:9765 for all addresses`, Fatal},
 		{haproxy("SPOACME_AGENT", "127.0.0.1"), "SPOACME_AGENT" + cfg + `"127.0.0.1" is not HOST:PORT: write an address such as 127.0.0.1:9765`, Fatal},

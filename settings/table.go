@@ -65,7 +65,7 @@ func table() []variable {
 		entry("ROLE", "node", "what this sidecar does in a fleet: node (serves and may lead), edge (serves only), issuer (leads only)", setRole),
 		own("FLEET_KEYS", "", "keyset that seals certificates' keys in Consul, made by `spoacme keygen`; on every sidecar", setPath(func(s *Settings) *string { return &s.FleetKeys })),
 		own("ISSUER_KEYS", "", "keyset that seals accounts and open orders in Consul; on every sidecar that may lead", setPath(func(s *Settings) *string { return &s.IssuerKeys })),
-		entry("SEAL", "", "plain: store private keys in Consul as they are, and certificates in the classic form too (base64 of chain and key under certs/)", setSeal),
+		entry("SEAL", "", "plain: store private keys in Consul as they are, and certificates in the classic form too (base64 of chain and key under certs/); from-plain: read what is stored so and seal it, for the time of the change", setSeal),
 		entry("CRT_LIST", "", "crt-list file, or certificate directory, that certificates are added to; default: the only one that HAProxy has loaded", setPathAsLoaded(func(s *Settings) *string { return &s.CrtList })),
 		entry("CRT_DIR", "", "folder of the PEM files; default: the folder of the crt-list", setPath(func(s *Settings) *string { return &s.CrtDir })),
 		entry("AGENT", "127.0.0.1:9765", "address of the SPOE agent, HOST:PORT or unix@/PATH; haproxy.cfg uses it too: server agent \"${SPOACME_AGENT}\"", setListen(func(s *Settings) *string { return &s.Agent })),
@@ -132,10 +132,14 @@ func setRole(s *Settings, value string) error {
 }
 
 func setSeal(s *Settings, value string) error {
-	if value != "plain" {
-		return errorf("%q: the only value is plain; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS", short(value))
+	switch value {
+	case "plain":
+		s.SealPlain = true
+	case "from-plain":
+		s.SealFromPlain = true
+	default:
+		return errorf("%q: use plain, or from-plain on the way back from it; without it, keys are sealed with SPOACME_FLEET_KEYS and SPOACME_ISSUER_KEYS", short(value))
 	}
-	s.SealPlain = true
 	return nil
 }
 

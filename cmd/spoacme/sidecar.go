@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -286,7 +285,7 @@ func listenControl(path string) (net.Listener, error) {
 
 // structural is what a running sidecar can't change.
 func structural(s settings.Settings) []string {
-	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, strconv.FormatBool(s.SealPlain), s.Node, s.Control, s.Probe}
+	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, fmt.Sprint(s.SealPlain, s.SealFromPlain), s.Node, s.Control, s.Probe}
 }
 
 // newProcess is called when a HAProxy process that was not seen before speaks to the agent.

@@ -43,7 +43,7 @@ func openStore(s settings.Settings, log *slog.Logger) (*records, error) {
 		return nil, err
 	}
 	st, err := consul.Open(consul.Config{
-		URL: s.Store, Node: s.Node, Role: consul.Role(s.Role), StateDir: s.State, Keys: keys, Plain: s.SealPlain, CAs: s.CAs, Logger: log,
+		URL: s.Store, Node: s.Node, Role: consul.Role(s.Role), StateDir: s.State, Keys: keys, Plain: s.SealPlain, FromPlain: s.SealFromPlain, CAs: s.CAs, Logger: log,
 	})
 	if err != nil {
 		return nil, err

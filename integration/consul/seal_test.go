@@ -3,6 +3,7 @@ package consul_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"slices"
@@ -252,6 +253,64 @@ func TestForeignWithoutLeader(t *testing.T) {
 	if leader, err := n.Leader(t.Context()); err != nil || leader != "" {
 		t.Errorf("%q leads: %v", leader, err)
 	}
+}
+
+// On the way back from plain everything is read at any time, and in the end nothing is stored as it is.
+func TestFromPlain(t *testing.T) {
+	f := newFleet(t, fixture.StartConsul(t, fixture.ConsulOptions{}))
+	plain := f.config("a", 0)
+	plain.Plain = true
+	s := f.open(plain)
+	l := lead(t, s)
+	var keys []store.Key
+	for _, r := range storetest.Records("shop") {
+		commit(t, s, l, store.Put(r))
+		keys = append(keys, r.Key())
+	}
+	l.Release()
+
+	if _, err := f.open(f.config("b", 0)).Get(t.Context(), issuedKey("shop")); err == nil || !strings.Contains(err.Error(), "SPOACME_SEAL=from-plain") {
+		t.Error("who expects it sealed is told:", err)
+	}
+	back := f.config("a", 0)
+	back.FromPlain = true
+	s = f.start(back).Store
+	l = lead(t, s)
+	if _, err := s.Reseal(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	sealed := f.open(f.config("b", 0))
+	for _, key := range keys {
+		if _, err := sealed.Get(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+	}
+	raw, err := f.c.Do(t.Context(), f.c.Servers[0], "GET", "/v1/kv/"+f.prefix+"/?recurse=true", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found := storedPlain(t, raw); len(found) > 0 {
+		t.Errorf("stored plain: %q", found)
+	}
+}
+
+// storedPlain lists the keys of values that have the test's private key in them, in whichever form.
+func storedPlain(t *testing.T, raw []byte) (found []string) {
+	t.Helper()
+	var pairs []struct {
+		Key   string
+		Value []byte
+	}
+	if err := json.Unmarshal(raw, &pairs); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pairs {
+		text, _ := base64.StdEncoding.DecodeString(string(p.Value))
+		if strings.Contains(string(p.Value)+string(text), "not a key") {
+			found = append(found, p.Key)
+		}
+	}
+	return found
 }
 
 func TestClassicForm(t *testing.T) {

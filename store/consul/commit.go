@@ -135,7 +135,7 @@ func (s *Store) newCommit(ctx context.Context, pre []store.Precondition, ops []s
 	for i, w := range writes {
 		c.ops = append(c.ops, s.write(w, at[w.Key])...)
 		c.note(w, ops[i].Record)
-		if s.cfg.Plain && w.Key.Kind == store.KindIssued {
+		if (s.cfg.Plain || s.cfg.FromPlain) && w.Key.Kind == store.KindIssued {
 			copied, err := s.classic(ctx, w.Key.Name, ops[i].Record)
 			if err != nil {
 				return nil, notWritten(err)

@@ -47,6 +47,9 @@ type Config struct {
 	// Plain stores private keys as they are, and also writes each certificate in the form of the classic pipeline:
 	// base64 of chain and key under certs/<name>.
 	Plain bool
+	// FromPlain is the way back from Plain, with Keys: what is stored plain is still read, the leader seals it, and its copies under
+	// certs/ are deleted. Who may write to Consul could else pass a record off as the fleet's: it is for the time of the change.
+	FromPlain bool
 	// CAs are the directory URLs that this process orders from. It does not lead a fleet whose live nodes use others.
 	CAs    []string
 	Logger *slog.Logger // nil: none

@@ -190,8 +190,8 @@ func (s *Store) foreignManifest(ctx context.Context) (map[store.Key]string, erro
 	return tags, nil
 }
 
-// classic makes the operation that keeps our copy of a certificate in the form that the classic pipeline reads. A
-// better certificate of another tool in its place is left alone.
+// classic makes the operation that keeps our copy of a certificate in the form that the classic pipeline reads, or, on the way back
+// from Plain, that deletes it. A better certificate of another tool in its place is left alone.
 func (s *Store) classic(ctx context.Context, name string, r store.Record) (api.TxnOps, error) {
 	key := s.keys.foreign() + name
 	old, _, err := s.c.get(ctx, key, 0)
@@ -199,6 +199,7 @@ func (s *Store) classic(ctx context.Context, name string, r store.Record) (api.T
 		return nil, err
 	}
 	cert, ok := r.(*store.Certificate)
+	ok = ok && s.cfg.Plain
 	switch {
 	case !ok && (old == nil || old.Flags != classicFlag):
 		return nil, nil

@@ -112,6 +112,11 @@ func (s *Store) Reseal(ctx context.Context, lease store.Lease) (unused []string,
 
 func (s *Store) resealAll(ctx context.Context, lease store.Lease) (unused []string, err error) {
 	used := map[string]bool{}
+	defer func() {
+		if err == nil && s.cfg.FromPlain && !used[""] {
+			s.log.Info("nothing is stored plain any more: SPOACME_SEAL=from-plain may be taken out")
+		}
+	}()
 	for _, kind := range []store.Kind{store.KindIssued, store.KindAccount, store.KindOrder} {
 		if err := s.resealKind(ctx, lease, kind, used); err != nil {
 			return nil, fmt.Errorf("seal %s anew: %w", kind, err)

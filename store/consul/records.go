@@ -206,8 +206,11 @@ func (s *Store) opener(ctx context.Context) (store.Sealer, error) {
 		return nil, err
 	}
 	opener := s.cfg.Keys.Sealer(fleet, s.usable)
-	if s.cfg.Plain {
+	switch {
+	case s.cfg.Plain:
 		return plainSealer{opener}, nil
+	case s.cfg.FromPlain:
+		return fromPlain{opener}, nil
 	}
 	return opener, nil
 }
@@ -226,6 +229,13 @@ var errNoKeys = errors.New("there is no sealing key here: make one with 'spoacme
 
 func (noKeys) Seal(store.Kind, string, []byte) (string, error) { return "", errNoKeys }
 func (noKeys) Open(store.Kind, string, string) ([]byte, error) { return nil, errNoKeys }
+
+// fromPlain seals, and still reads what was stored plain before.
+type fromPlain struct{ store.Sealer }
+
+func (f fromPlain) Open(kind store.Kind, name string, text string) ([]byte, error) {
+	return plainSealer{f.Sealer}.Open(kind, name, text)
+}
 
 // plainSealer writes plain and still reads what was sealed before the fleet was set to plain.
 type plainSealer struct{ sealed store.Sealer }

@@ -206,6 +206,9 @@ func (s sealer) Open(kind store.Kind, name string, text string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
+	if !IsSealed(text) {
+		return nil, errPlain
+	}
 	n, b, err := parse(text)
 	if err != nil {
 		return nil, err
@@ -219,6 +222,10 @@ func (s sealer) Open(kind store.Kind, name string, text string) ([]byte, error) 
 	}
 	return plain, nil
 }
+
+// errPlain is for what nobody sealed: it may have been put there by whoever can write to the store.
+var errPlain = fmt.Errorf("%w: it is not sealed at all; where the fleet was set to plain before, set SPOACME_SEAL=from-plain until the "+
+	"leader has sealed everything", ErrBroken)
 
 // IsSealed reports whether a text was made by Seal.
 func IsSealed(text string) bool { return strings.HasPrefix(text, scheme) }
