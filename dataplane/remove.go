@@ -12,9 +12,9 @@ import (
 )
 
 // Remove takes a certificate out of HAProxy and off the disk: the crt-list line first, the file some time later by
-// Run. A certificate
-// that HAProxy needs to start, as far as can be told, stays unless force is set: the only one, or the first of its
-// list, which clients without SNI get.
+// Run. A certificate that HAProxy needs to start, as far as can be told, stays unless force is set: the only one, or the
+// first of its list, which clients without SNI get. Only HAProxy can tell; while it can't be asked, nothing is touched
+// and the error is ErrDown, to be tried again: what it starts with meanwhile it has started with before.
 func (h *HAProxy) Remove(ctx context.Context, name string, force bool) error {
 	if err := store.ValidName(name); err != nil {
 		return fmt.Errorf("remove certificate: %w", err)
@@ -36,7 +36,10 @@ func (h *HAProxy) Remove(ctx context.Context, name string, force bool) error {
 func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) error {
 	file := p.File(name)
 	inv, down := h.removable(ctx, p, file, force)
-	if down != nil && !errors.Is(down, ErrDown) {
+	switch {
+	case errors.Is(down, ErrDown) && !force:
+		return fmt.Errorf("HAProxy can't be asked whether it starts without it: %w", down)
+	case down != nil && !errors.Is(down, ErrDown):
 		return down
 	}
 	if err := h.removeFiles(p, file); err != nil {
@@ -48,7 +51,7 @@ func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) 
 	delete(h.swaps, name)
 	h.mu.Unlock()
 	if down != nil {
-		return nil // HAProxy is not running, and will not find it
+		return nil // forced: a HAProxy that is not running will not find it
 	}
 	return h.removeRunning(ctx, inv, file)
 }

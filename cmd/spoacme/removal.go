@@ -77,12 +77,13 @@ func (r *removal) carryOut(ctx context.Context, q *store.Request) {
 	if q.Op != store.RequestRemove || q.Done.IsZero() || q.Error != "" {
 		return
 	}
-	if err, tried := r.outcome(q.ID); tried && err == nil || r.catalog.knows(q.Certificate) {
+	before, tried := r.outcome(q.ID)
+	if tried && before == nil || r.catalog.knows(q.Certificate) {
 		return
 	}
 	err := r.hap.Remove(ctx, q.Certificate, q.Force)
-	if err != nil && ctx.Err() == nil {
-		r.log.Warn("a removed certificate is still in HAProxy", "certificate", q.Certificate, "err", err)
+	if ctx.Err() == nil {
+		r.complain(q.Certificate, err, before)
 	}
 	r.catalog.mu.Lock()
 	r.done[q.ID] = err
@@ -90,6 +91,25 @@ func (r *removal) carryOut(ctx context.Context, q *store.Request) {
 	if err == nil {
 		r.remember()
 	}
+}
+
+// complain logs a cause once, not at every try: HAProxy may be stopped for days.
+func (r *removal) complain(name string, err, before error) {
+	switch {
+	case err == nil && before != nil:
+		r.log.Info("the removed certificate is out of HAProxy", "certificate", name)
+	case err == nil || before != nil && cause(err) == cause(before):
+	default:
+		r.log.Warn("a removed certificate is still in HAProxy", "certificate", name, "err", err)
+	}
+}
+
+// cause tells errors apart. A HAProxy that can't be reached is one cause, however far it has come in starting.
+func cause(err error) string {
+	if errors.Is(err, dataplane.ErrDown) {
+		return dataplane.ErrDown.Error()
+	}
+	return err.Error()
 }
 
 // outcome says whether a removal was tried here, and how that ended.
