@@ -155,8 +155,11 @@ func (h *HAProxy) set(ctx context.Context, file string, b *store.Bundle) error {
 	if has(err, "Can't load the payload") || has(err, "unable to load") {
 		return fmt.Errorf("set: %w: %w", errContent, err)
 	}
-	if err != nil {
+	switch {
+	case errors.As(err, new(*refusal)):
 		return fmt.Errorf("set: %w", err)
+	case err != nil: // HAProxy may have taken it all the same
+		return h.abort(ctx, file, fmt.Errorf("set: %w", err))
 	}
 	m := transactionFor.FindSubmatch(answer)
 	switch {
@@ -248,7 +251,10 @@ func (h *HAProxy) abort(ctx context.Context, file string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	_, err := h.wire.do(ctx, 2*time.Second, func(c *runtime.SingleRuntime) error { return c.AbortCertificate(quoted(file)) })
-	if err == nil || has(err, "No ongoing transaction") {
+	switch {
+	case err == nil, has(err, "No ongoing transaction"):
+		return cause
+	case errors.Is(cause, ErrDown) && errors.Is(err, ErrDown): // that is one thing to say
 		return cause
 	}
 	if cause != nil {
