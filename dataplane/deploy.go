@@ -116,7 +116,7 @@ func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 		return nil
 	}
 	down := h.look(ctx, jobs)
-	h.prepare(ctx, jobs)
+	h.prepare(ctx, jobs, down)
 	if down == nil {
 		h.swapAll(ctx, jobs)
 	}
@@ -152,12 +152,13 @@ func (h *HAProxy) look(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-// prepare loads what must be changed and writes the PEM files, some at once: each waits for the disk.
-func (h *HAProxy) prepare(ctx context.Context, jobs []*job) {
+// prepare loads what must be changed and writes the PEM files, some at once: each waits for the disk. With HAProxy down
+// there is only the file to compare with.
+func (h *HAProxy) prepare(ctx context.Context, jobs []*job, down error) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 4)
 	for _, j := range jobs {
-		if j.b == nil && j.before.Fingerprint == j.want && h.current(j.name, j.file, j.want) {
+		if j.b == nil && (down != nil || j.before.Fingerprint == j.want) && h.current(j.name, j.file, j.want) {
 			continue
 		}
 		slots <- struct{}{}

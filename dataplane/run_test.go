@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -176,4 +177,51 @@ func TestRealLifecycle(t *testing.T) {
 func fileHas(s *site, name string, b *store.Bundle) bool {
 	text, err := os.ReadFile(filepath.Join(s.crtDir, name+".pem"))
 	return err == nil && string(text) == string(b.PEM())
+}
+
+// countingSource counts how often a certificate is loaded.
+type countingSource struct {
+	mapSource
+	loads atomic.Int64
+}
+
+func (c *countingSource) Load(ctx context.Context, name string) (*store.Bundle, error) {
+	c.loads.Add(1)
+	return c.mapSource.Load(ctx, name)
+}
+
+// TestDownLoadsOnce: with HAProxy down, what is on disk is not loaded from the store again and again; what has changed there is.
+func TestDownLoadsOnce(t *testing.T) {
+	c := newCA(t)
+	src := &countingSource{mapSource: issueMany(t, c, 20)}
+	h := openAt(t, "/nowhere/s")
+	list := filepath.Join(h.asked.CrtDir, "crt-list")
+	h.SetPlace(h.asked.CrtDir, list)
+	if err := writeFile(list, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for round, want := range []int64{20, 20, 20, 21, 22} {
+		switch round {
+		case 3:
+			src.mapSource["c00007"] = c.issue(t, leaf{names: []string{"c00007.example"}})
+		case 4: // somebody meddled
+			if err := os.Remove(filepath.Join(h.asked.CrtDir, "c00003.pem")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := h.everything(t.Context(), src); !errors.Is(err, ErrDown) {
+			t.Fatal(err)
+		}
+		if got := src.loads.Load(); got != want {
+			t.Fatalf("round %d: %d loads, want %d", round, got, want)
+		}
+	}
+	if text := string(must(os.ReadFile(list))); strings.Count(text, "\n") != 20 {
+		t.Fatalf("crt-list has %q", text)
+	}
+	for name, b := range src.mapSource {
+		if text := must(os.ReadFile(filepath.Join(h.asked.CrtDir, name+".pem"))); string(text) != string(b.PEM()) {
+			t.Errorf("%s is not on disk", name)
+		}
+	}
 }
