@@ -22,6 +22,8 @@ type cache struct {
 	Place Place             `json:"place,omitzero"`
 	// Doomed are PEM files that no crt-list names any more, and from when they may be deleted.
 	Doomed map[string]time.Time `json:"doomed,omitempty"`
+	// Refused are the fingerprints of certificates that HAProxy does not want, by name.
+	Refused map[string]string `json:"refused,omitempty"`
 }
 
 func (h *HAProxy) readCache() (cache, error) {
@@ -100,6 +102,17 @@ func (h *HAProxy) lastPlace(asked Place) (Place, bool) {
 		return Place{}, false
 	}
 	return c.Place, true
+}
+
+// loadRefused reads what HAProxy has refused, this time or before.
+func (h *HAProxy) loadRefused() map[string]string {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	c, err := h.readCache()
+	if err != nil || c.Refused == nil {
+		return map[string]string{}
+	}
+	return c.Refused
 }
 
 // doom has a PEM file deleted later: a HAProxy that is starting may have read the crt-list before its line went.

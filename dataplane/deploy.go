@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/haproxytech/client-native/v5/models"
+	"github.com/google/renameio/v2"
 	"github.com/haproxytech/client-native/v5/runtime"
 
 	"github.com/spoacme/spoacme/store"
@@ -29,7 +29,9 @@ type job struct {
 	b       *store.Bundle
 	before  Served // what HAProxy has
 	after   Served
-	stored  stored
+	stored  stored // what the file held
+	staged  *renameio.PendingFile
+	placed  bool  // staged is where HAProxy looks for it
 	created bool  // by `new ssl cert`
 	swapped bool  // HAProxy was given the certificate
 	disk    error // the file or its line could not be written
@@ -37,8 +39,8 @@ type job struct {
 	common  bool // err is not of this certificate: HAProxy could not be asked
 }
 
-// Deploy makes HAProxy serve the certificate, now and after a restart: the PEM file is written, the certificate
-// swapped in as one unit and read back, a new one added to the crt-list. What is there already is not touched. An
+// Deploy makes HAProxy serve the certificate, now and after a restart: the certificate is swapped in as one unit and read
+// back, a new one added to the crt-list, the PEM file and its line are written. What is there already is not touched. An
 // error may come with a Served: what could not be written to disk is served all the same. It waits while another
 // tool's transaction is open.
 func (h *HAProxy) Deploy(ctx context.Context, u Unit) (Served, error) {
@@ -48,7 +50,10 @@ func (h *HAProxy) Deploy(ctx context.Context, u Unit) (Served, error) {
 	for {
 		j := &job{name: u.Name, want: u.Bundle.Fingerprint, b: u.Bundle}
 		if err := h.applyAll(ctx, []*job{j}); err != nil {
-			return Served{}, fmt.Errorf("deploy certificate %s: %w", u.Name, errors.Join(err, j.disk))
+			if j.common || ctx.Err() != nil { // err says it
+				j.err = nil
+			}
+			return Served{}, fmt.Errorf("deploy certificate %s: %w", u.Name, errors.Join(err, j.err, j.disk))
 		}
 		if errors.Is(j.err, ErrBusy) && pause(ctx, 250*time.Millisecond) {
 			continue
@@ -100,9 +105,13 @@ func (h *HAProxy) settle(ctx context.Context) (Place, error) {
 	return p, nil
 }
 
-// apply brings certificates onto disk and into HAProxy. First all PEM files, then all swaps, then the running
-// crt-list, then the crt-list on disk: so whatever a line names is there, and is what HAProxy itself found good. Its
-// error is why HAProxy could not be asked.
+// apply brings certificates into HAProxy and onto disk. First the swaps, then the running crt-list, each PEM file as soon as
+// HAProxy has taken the certificate, then the crt-list on disk: so whatever a line names is there, and what is there is what
+// HAProxy itself found good. The other way round, with the files first, a certificate that HAProxy refuses would lie over a
+// good one while it is tried, and after a crash for ever: HAProxy would not start. What a crash leaves this way is a file that
+// is older than what HAProxy serves. It starts with that, too, and the next comparison writes the file. The new file lies
+// ready beforehand and is only renamed, because a reload just then reads the old one. The error of apply is why HAProxy could
+// not be asked.
 func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 	for _, j := range jobs {
 		j.file = p.File(j.name)
@@ -116,13 +125,15 @@ func (h *HAProxy) apply(ctx context.Context, p Place, jobs []*job) error {
 		return nil
 	}
 	down := h.look(ctx, jobs)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	h.prepare(ctx, jobs, down)
 	if down == nil {
-		h.swapAll(ctx, jobs)
-	}
-	if down == nil {
+		h.swapAll(ctx, p, jobs)
 		h.listInHAProxy(ctx, p, jobs)
 	}
+	h.storeAll(jobs, down)
 	h.listOnDisk(ctx, p, jobs, down)
 	if ctx.Err() != nil {
 		return down
@@ -152,19 +163,27 @@ func (h *HAProxy) look(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-// prepare loads what must be changed and writes the PEM files, some at once: each waits for the disk. With HAProxy down
-// there is only the file to compare with.
+// prepare loads what must be changed, looks at its files and writes new ones, which lie aside for now. With HAProxy down there is only the file to compare with.
 func (h *HAProxy) prepare(ctx context.Context, jobs []*job, down error) {
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4)
+	var todo []*job
 	for _, j := range jobs {
 		if j.b == nil && (down != nil || j.before.Fingerprint == j.want) && h.current(j.name, j.file, j.want) {
 			continue
 		}
+		todo = append(todo, j)
+	}
+	atOnce(todo, func(j *job) { h.prepareOne(ctx, j) })
+}
+
+// atOnce calls f for all jobs, for some at once: each waits for the store or the disk.
+func atOnce(jobs []*job, f func(*job)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 4)
+	for _, j := range jobs {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			h.prepareOne(ctx, j)
+			f(j)
 		})
 	}
 	wg.Wait()
@@ -184,9 +203,12 @@ func (h *HAProxy) prepareOne(ctx context.Context, j *job) {
 			ErrHeld, j.before.Serial, j.before.NotBefore.UTC().Format(time.DateTime))
 		return
 	}
-	j.stored, j.disk = h.storePEM(j.name, j.file, j.b)
-	if errors.Is(j.disk, ErrHeld) {
+	j.stored, j.disk = h.lookPEM(j.name, j.file, j.b)
+	switch {
+	case errors.Is(j.disk, ErrHeld):
 		j.err, j.disk = j.disk, nil
+	case j.stored.changed && h.refused[j.name] != j.want:
+		j.staged, j.disk = stage(j.file, j.b.PEM(), keyMode)
 	}
 }
 
@@ -206,7 +228,7 @@ func newer(s Served, b *store.Bundle) bool {
 }
 
 // swapAll gives HAProxy what it does not have.
-func (h *HAProxy) swapAll(ctx context.Context, jobs []*job) {
+func (h *HAProxy) swapAll(ctx context.Context, p Place, jobs []*job) {
 	for _, j := range jobs {
 		if j.err != nil || j.b == nil {
 			continue
@@ -222,10 +244,13 @@ func (h *HAProxy) swapAll(ctx context.Context, jobs []*job) {
 		}
 		s, err := h.swap(ctx, j.file, j.b)
 		if err != nil {
-			j.err = h.takeBack(ctx, j, err)
+			j.err = h.takeBack(ctx, p, j, err)
 			continue
 		}
 		j.after, j.swapped = s, true
+		if s.Status == "Used" { // else it is not judged yet
+			h.placePEM(j)
+		}
 	}
 }
 
@@ -244,117 +269,15 @@ func (h *HAProxy) create(ctx context.Context, j *job) error {
 
 // takeBack undoes what must not stay after a swap that failed: an empty certificate in HAProxy, and on disk what
 // HAProxy does not want to load.
-func (h *HAProxy) takeBack(ctx context.Context, j *job, cause error) error {
+func (h *HAProxy) takeBack(ctx context.Context, p Place, j *job, cause error) error {
 	if j.created {
 		_, _ = h.wire.do(ctx, h.timing.command, func(c *runtime.SingleRuntime) error { return c.DeleteCertificate(quoted(j.file)) })
 	}
-	switch {
-	case errors.Is(cause, errContent):
-		if err := h.unstorePEM(j.name, j.file, j.stored); err != nil {
-			return fmt.Errorf("%w (and the file could not be put back: %w)", cause, err)
-		}
-		j.stored = stored{}
-	case errors.Is(cause, ErrTooBig):
-		return fmt.Errorf("%w; the file is written, so a reload takes it too", cause)
+	if !errors.Is(cause, errContent) {
+		return cause
+	}
+	if err := h.refuse(p, j); err != nil {
+		return fmt.Errorf("%w (and the file could not be put back: %w)", cause, err)
 	}
 	return cause
-}
-
-// listOnDisk writes the lines that the crt-list file lacks.
-func (h *HAProxy) listOnDisk(ctx context.Context, p Place, jobs []*job, down error) {
-	if p.Directory() {
-		return
-	}
-	err := h.list.load(p.CrtList)
-	var missing []string
-	var running map[string]bool
-	for _, j := range jobs {
-		if j.err != nil && !errors.Is(j.err, ErrTooBig) || j.disk != nil && j.stored.fresh {
-			continue // no line without its file
-		}
-		if err == nil && h.list.has(j.file) {
-			continue
-		}
-		need := j.before.Status != "Used"
-		if down != nil {
-			// It can't be asked whether another list names the file; twice does no harm, and a file without its line is
-			// what a crash between the two leaves.
-			need = true
-		}
-		if !need && down == nil {
-			if running == nil {
-				running = h.running(ctx, p)
-			}
-			need = running[j.file]
-		}
-		switch {
-		case need && err != nil:
-			j.disk = errors.Join(j.disk, err)
-		case need:
-			missing = append(missing, j.file)
-		}
-	}
-	if err := h.list.add(p.CrtList, missing); err != nil {
-		for _, j := range jobs {
-			if slices.Contains(missing, j.file) {
-				j.disk = errors.Join(j.disk, err)
-			}
-		}
-	}
-}
-
-// running returns the files in the running crt-list; empty when HAProxy can't be asked.
-func (h *HAProxy) running(ctx context.Context, p Place) map[string]bool {
-	out := map[string]bool{}
-	entries, err := h.entries(ctx, p.CrtList)
-	if err != nil {
-		return out
-	}
-	for _, e := range entries {
-		out[e.File] = true
-	}
-	return out
-}
-
-// listInHAProxy adds to the running crt-list what no bind line uses yet, and looks whether one does now.
-func (h *HAProxy) listInHAProxy(ctx context.Context, p Place, jobs []*job) {
-	var added []*job
-	for _, j := range jobs {
-		if j.err != nil || j.after.Status != "Unused" {
-			continue
-		}
-		_, err := h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error {
-			return c.AddCrtListEntry(quoted(p.CrtList), models.SslCrtListEntry{File: quoted(j.file)})
-		})
-		if has(err, "Failed!") {
-			j.err = h.takeBack(ctx, j, fmt.Errorf("add to crt-list %s: %w: %w", p.CrtList, errContent, err))
-			continue
-		}
-		if err != nil && !has(err, "already exists") {
-			j.err = fmt.Errorf("add to crt-list %s: %w", p.CrtList, err)
-			continue
-		}
-		j.swapped = true
-		added = append(added, j)
-	}
-	if len(added) == 0 {
-		return
-	}
-	files := make([]string, len(added))
-	for i, j := range added {
-		files[i] = j.file
-	}
-	all, err := h.show(ctx, files...)
-	for i, j := range added {
-		switch {
-		case err != nil:
-			j.err = fmt.Errorf("read back: %w", err)
-		case all[i].Fingerprint != j.want:
-			j.after, j.err = all[i], fmt.Errorf("read back: HAProxy serves %q instead of %s: %w", all[i].Fingerprint, j.want, errRetry)
-		case all[i].Status != "Used":
-			j.after, j.err = all[i], fmt.Errorf("%w %s: no bind line has loaded %s; correct SPOACME_CRT_LIST", ErrUnused, j.file, p.CrtList)
-		default:
-			j.after = all[i]
-		}
-	}
 }

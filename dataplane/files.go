@@ -53,10 +53,23 @@ func (s stamp) same(t stamp) bool {
 // writeFile replaces path by data, wholly or not at all; the data is on disk when it returns. The file is
 // never readable for others, nor for a group that is not the directory's (or the old file's).
 func writeFile(path string, data []byte, mode fs.FileMode) error {
-	dir := filepath.Dir(path)
-	tmp := filepath.Join(dir, tmpDir)
-	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	f, err := stage(path, data, mode)
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if err := f.CloseAtomicallyReplace(); err != nil {
 		return diskError(path, err)
+	}
+	return diskError(path, syncDir(filepath.Dir(path)))
+}
+
+// stage writes data, to the disk, into a temporary file that is to replace path.
+func stage(path string, data []byte, mode fs.FileMode) (*renameio.PendingFile, error) {
+	dir := filepath.Dir(path)
+	tmp := tmpOf(dir)
+	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, diskError(path, err)
 	}
 	like, err := os.Stat(path)
 	if err != nil {
@@ -65,27 +78,38 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 		mode &= like.Mode().Perm() | 0o600
 	}
 	if err != nil {
-		return diskError(path, err)
+		return nil, diskError(path, err)
 	}
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(tmp), renameio.WithPermissions(0o600))
 	if err != nil {
-		return diskError(path, err)
+		return nil, diskError(path, err)
 	}
-	defer f.Cleanup()
+	if err := fill(f, data, mode, like); err != nil {
+		return nil, diskError(path, errors.Join(err, f.Cleanup()))
+	}
+	return f, nil
+}
+
+func fill(f *renameio.PendingFile, data []byte, mode fs.FileMode, like fs.FileInfo) error {
 	st, ok := like.Sys().(*syscall.Stat_t)
 	if chowned := ok && f.Chown(-1, int(st.Gid)) == nil; !chowned && mode&0o007 == 0 {
 		mode &^= 0o070
 	}
 	if err := f.Chmod(mode); err != nil {
-		return diskError(path, err)
+		return err
 	}
 	if _, err := f.Write(data); err != nil {
-		return diskError(path, err)
+		return err
 	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
-		return diskError(path, err)
+	return f.Sync()
+}
+
+// tmpOf is the directory of temporary files for a directory.
+func tmpOf(dir string) string {
+	if filepath.Base(dir) == tmpDir {
+		return dir
 	}
-	return diskError(path, syncDir(dir))
+	return filepath.Join(dir, tmpDir)
 }
 
 func syncDir(dir string) error {
@@ -171,19 +195,18 @@ func (h *HAProxy) current(name, path, fingerprint string) bool {
 	return old.fingerprint == fingerprint
 }
 
-// stored is what storing one PEM file did.
+// stored is what a certificate's file held.
 type stored struct {
-	changed bool
-	was     []byte // what the file held before; nil when there was none
+	changed bool   // something else: it is to be written
+	was     []byte // nil when there was none
 	fresh   bool   // there was no file
 }
 
-// storePEM puts the bundle into its file unless the file holds it already, or something better (ErrHeld).
-func (h *HAProxy) storePEM(name, path string, b *store.Bundle) (stored, error) {
-	text := b.PEM()
+// lookPEM compares the file with the bundle that is to be in it. It is ErrHeld when the file has something better.
+func (h *HAProxy) lookPEM(name, path string, b *store.Bundle) (stored, error) {
 	was, fi, err := readFile(path, maxPEM)
 	switch {
-	case err == nil && bytes.Equal(was, text):
+	case err == nil && bytes.Equal(was, b.PEM()):
 		h.note(name, fi, b.Fingerprint)
 		return stored{}, nil
 	case err == nil || errors.Is(err, fs.ErrNotExist):
@@ -193,32 +216,11 @@ func (h *HAProxy) storePEM(name, path string, b *store.Bundle) (stored, error) {
 		} else if worse != nil {
 			return stored{}, fmt.Errorf("%w in %s: %w; import that file, or renew", ErrHeld, path, worse)
 		}
+		return stored{changed: true, was: was, fresh: was == nil}, nil
 	case errors.Is(err, fs.ErrPermission):
 		return stored{}, fmt.Errorf("read %s (%s): permission denied; what is there is not known, so it is not replaced: make it readable for this user", path, Ownership(path))
-	default:
-		return stored{}, err
 	}
-	h.forget(name)
-	s := stored{changed: true, was: was, fresh: was == nil}
-	if err := writeFile(path, text, keyMode); err != nil {
-		return stored{was: was, fresh: s.fresh}, err
-	}
-	if fi, err := os.Stat(path); err == nil {
-		h.note(name, fi, b.Fingerprint)
-	}
-	return s, nil
-}
-
-// unstorePEM undoes storePEM for a certificate that HAProxy refuses: with it on disk HAProxy would not start.
-func (h *HAProxy) unstorePEM(name, path string, s stored) error {
-	if !s.changed {
-		return nil
-	}
-	h.forget(name)
-	if s.fresh {
-		return os.Remove(path)
-	}
-	return writeFile(path, s.was, keyMode)
+	return stored{}, err
 }
 
 func (h *HAProxy) note(name string, fi fs.FileInfo, fingerprint string) {
@@ -256,6 +258,7 @@ func (h *HAProxy) lockDir(dir string) error {
 		_ = h.lock.Unlock()
 	}
 	h.lock, h.locked = l, dir
+	h.refused = h.loadRefused()
 	h.sweep(dir)
 	return nil
 }

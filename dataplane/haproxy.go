@@ -79,12 +79,13 @@ type HAProxy struct {
 	unit chan struct{} // one token: files and swaps are changed by one goroutine at a time
 
 	// Below: guarded by unit.
-	stray  stray        // another tool's open transaction, as last seen
-	list   crtList      // the crt-list file, as last read
-	lock   *flock.Flock // on place.CrtDir
-	locked string       // the directory that lock is on
-	buffer buffer
-	saved  Place // in the cache
+	stray   stray        // another tool's open transaction, as last seen
+	list    crtList      // the crt-list file, as last read
+	lock    *flock.Flock // on place.CrtDir
+	locked  string       // the directory that lock is on
+	buffer  buffer
+	saved   Place             // in the cache
+	refused map[string]string // in the cache, too: by name, the fingerprint that HAProxy has refused last
 
 	mu         sync.Mutex // guards all below
 	place      Place      // where certificates go; zero until it is known
@@ -124,7 +125,7 @@ func Open(c Config) (*HAProxy, error) {
 	h := &HAProxy{
 		log: c.Logger, dir: c.StateDir, wire: w, timing: c.timing.withDefaults(), metrics: newMetrics(),
 		wake: make(chan struct{}, 1), unit: make(chan struct{}, 1),
-		files: map[string]stamp{}, states: map[string]*State{},
+		files: map[string]stamp{}, refused: map[string]string{}, states: map[string]*State{},
 		wanted: map[string]bool{}, poked: map[string]bool{}, swaps: map[string]time.Time{}, all: true,
 		asked: Place{CrtDir: cleanDir(c.CrtDir), CrtList: cleanDir(c.CrtList)},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/haproxytech/client-native/v5/runtime"
@@ -45,7 +46,9 @@ func (h *HAProxy) remove(ctx context.Context, p Place, name string, force bool) 
 	if err := h.removeFiles(p, file); err != nil {
 		return err
 	}
+	_ = os.Remove(previousOf(file))
 	h.forget(name)
+	h.remember(name, "")
 	h.mu.Lock()
 	delete(h.states, name)
 	delete(h.swaps, name)

@@ -129,7 +129,7 @@ func certificatePoints() []crashPoint {
 		{"after the store, before the file", atFile(func(c *scene) string { return filepath.Join(c.store(), "issued") }, fixture.Created|fixture.Appeared, anyName)},
 		{"when the temporary file is there", atFile((*scene).temporaries, fixture.Created, anyName)},
 		{"when the temporary file is written", atFile((*scene).temporaries, fixture.Written, anyName)},
-		{"after the file, before the swap", atFile((*scene).crtDir, fixture.Appeared, suffixed(".pem"))},
+		{"after the file", atFile((*scene).crtDir, fixture.Appeared, suffixed(".pem"))},
 	}
 }
 
