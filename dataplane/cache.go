@@ -24,6 +24,8 @@ type cache struct {
 	Doomed map[string]time.Time `json:"doomed,omitempty"`
 	// Refused are the fingerprints of certificates that HAProxy does not want, by name.
 	Refused map[string]string `json:"refused,omitempty"`
+	// Wrecked is the process that must not be given certificates any more.
+	Wrecked Process `json:"wrecked,omitzero"`
 }
 
 func (h *HAProxy) readCache() (cache, error) {
@@ -104,15 +106,15 @@ func (h *HAProxy) lastPlace(asked Place) (Place, bool) {
 	return c.Place, true
 }
 
-// loadRefused reads what HAProxy has refused, this time or before.
-func (h *HAProxy) loadRefused() map[string]string {
+// loadVerdicts reads what HAProxy has refused, and which process it has cost, before this sidecar was started.
+func (h *HAProxy) loadVerdicts() (refused map[string]string, wrecked Process) {
 	h.cacheMu.Lock()
 	defer h.cacheMu.Unlock()
 	c, err := h.readCache()
 	if err != nil || c.Refused == nil {
-		return map[string]string{}
+		c.Refused = map[string]string{}
 	}
-	return c.Refused
+	return c.Refused, c.Wrecked
 }
 
 // doom has a PEM file deleted later: a HAProxy that is starting may have read the crt-list before its line went.

@@ -258,7 +258,7 @@ func (h *HAProxy) lockDir(dir string) error {
 		_ = h.lock.Unlock()
 	}
 	h.lock, h.locked = l, dir
-	h.refused = h.loadRefused()
+	h.refused, h.wrecked = h.loadVerdicts()
 	h.sweep(dir)
 	return nil
 }

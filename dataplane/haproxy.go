@@ -86,6 +86,7 @@ type HAProxy struct {
 	buffer  buffer
 	saved   Place             // in the cache
 	refused map[string]string // in the cache, too: by name, the fingerprint that HAProxy has refused last
+	wrecked Process           // in the cache, too: must not be given certificates
 
 	mu         sync.Mutex // guards all below
 	place      Place      // where certificates go; zero until it is known

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,6 +74,9 @@ func (h *HAProxy) unitOnce(ctx context.Context, file string, b *store.Bundle) (S
 	if err != nil {
 		return Served{}, err
 	}
+	if err := h.spared(p, file, b); err != nil {
+		return Served{}, err
+	}
 	if open != "" {
 		if err := h.clear(ctx, open); err != nil {
 			return Served{}, err
@@ -89,15 +93,24 @@ func (h *HAProxy) unitOnce(ctx context.Context, file string, b *store.Bundle) (S
 	if err := h.checkTransaction(ctx, file, b); err != nil {
 		return Served{}, h.abort(ctx, file, err)
 	}
-	_, err = h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error { return c.CommitCertificate(quoted(file)) })
+	answer, err := h.wire.do(ctx, commitTimeout, func(c *runtime.SingleRuntime) error { return c.CommitCertificate(quoted(file)) })
 	if err != nil {
-		var r *refusal
-		if errors.As(err, &r) && !transient(err) {
-			err = fmt.Errorf("%w: %w", errContent, err)
-		}
-		return Served{}, h.abort(ctx, file, fmt.Errorf("commit: %w", err))
+		return Served{}, h.commitFailed(ctx, p, file, bytes.Contains(answer, []byte("Failed!")), fmt.Errorf("commit: %w", err))
 	}
 	return h.readBack(ctx, p, file, b)
+}
+
+// commitFailed undoes a unit whose commit failed. An answer that merely is not understood says nothing of the certificate.
+func (h *HAProxy) commitFailed(ctx context.Context, p Process, file string, refused bool, err error) error {
+	if !refused {
+		return h.abort(ctx, file, err)
+	}
+	err = fmt.Errorf("%w: %w", errContent, err)
+	if survives(p) {
+		return h.abort(ctx, file, err)
+	}
+	h.wreck(p)
+	return fmt.Errorf("%w; HAProxy %s can be given no certificate after that: reload it", err, p.Version)
 }
 
 // nobody is a name that no certificate has.

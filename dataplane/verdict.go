@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/spoacme/spoacme/store"
 )
 
 // A HAProxy that refuses one file on its disk does not start at all. So what it refuses must not be there, and only
@@ -17,15 +20,16 @@ import (
 
 // barred reports whether HAProxy can't be given the certificate while it runs: only a reload makes it read the file.
 func barred(err error) bool {
-	return (errors.Is(err, ErrTooBig) || has(err, "permission denied")) && !errors.Is(err, errContent)
+	return (errors.Is(err, ErrTooBig) || errors.Is(err, errWrecked) || has(err, "permission denied")) && !errors.Is(err, errContent)
 }
 
 // storeAll completes the PEM files of what HAProxy has taken, and writes those of what it can't be asked about.
 func (h *HAProxy) storeAll(jobs []*job, down error) {
 	var todo []*job
 	for _, j := range jobs {
-		if fp := h.refused[j.name]; down != nil && j.err == nil && fp != "" && fp == j.want {
-			j.err = fmt.Errorf("%w: it did when it was last asked, so the file is not written while it is down; renew it", errContent)
+		blind := down != nil && j.err == nil || barred(j.err)
+		if fp := h.refused[j.name]; blind && fp != "" && fp == j.want {
+			j.err = fmt.Errorf("%w: it did when it was last asked, so the file is not written while it can't be; renew it", errContent)
 		}
 		if j.disk == nil && (j.placed || j.stored.changed && (j.err == nil || barred(j.err))) {
 			todo = append(todo, j)
@@ -145,5 +149,35 @@ func (h *HAProxy) remember(name, fingerprint string) {
 	}
 	if err := h.writeCache(func(c *cache) { c.Refused = h.refused }); err != nil {
 		h.log.Warn("could not keep which certificates HAProxy refuses", "err", err)
+	}
+}
+
+// errWrecked marks a HAProxy that must not be given certificates until it is reloaded.
+var errWrecked = errors.New("HAProxy would not survive it")
+
+// survives reports whether HAProxy goes on after it refused a commit. 2.2 goes on holding the transaction, which it has
+// freed: the next command about it, abort or set, ends HAProxy.
+func survives(p Process) bool { return p.AtLeast(2, 6) }
+
+// spared is why HAProxy is not given a certificate, for its own sake.
+func (h *HAProxy) spared(p Process, file string, b *store.Bundle) error {
+	switch {
+	case survives(p):
+		return nil
+	case h.refused[strings.TrimSuffix(filepath.Base(file), ".pem")] == b.Fingerprint:
+		return fmt.Errorf("%w: it did before, and HAProxy %s is not asked twice; renew it", errContent, p.Version)
+	case h.wrecked.same(p):
+		return fmt.Errorf("%w: HAProxy %s has refused a certificate since its last reload; reload it", errWrecked, p.Version)
+	}
+	return nil
+}
+
+// wreck remembers that the process must not be given certificates, also for a sidecar that is started later.
+func (h *HAProxy) wreck(p Process) {
+	h.cacheMu.Lock()
+	defer h.cacheMu.Unlock()
+	h.wrecked = p
+	if err := h.writeCache(func(c *cache) { c.Wrecked = p }); err != nil {
+		h.log.Warn("could not keep that HAProxy must be reloaded before it is given a certificate", "err", err)
 	}
 }

@@ -42,7 +42,7 @@ func withGood(t *testing.T, version, bind string) (*site, *ca, *store.Bundle) {
 
 func bothPlaces(t *testing.T, f func(t *testing.T, version, bind string)) {
 	for name, bind := range map[string]string{"crt-list": "crt DIR/default.pem crt-list DIR/crt/crt-list", "directory": "crt DIR/crt/"} {
-		for _, version := range versions[1:] { // 2.2 does not survive to be asked twice
+		for _, version := range versions[1:] { // 2.2: TestRealRefusedByOld
 			t.Run(name+"/"+version, func(t *testing.T) { f(t, version, bind) })
 		}
 	}
@@ -110,7 +110,7 @@ func TestRealRefusedIsNotWritten(t *testing.T) {
 		}
 		renewed := c.issue(t, leaf{names: []string{"shop.example"}})
 		deploy(t, h, "shop", renewed)
-		if len(h.loadRefused()) != 0 {
+		if refused, _ := h.loadVerdicts(); len(refused) != 0 {
 			t.Error("what was refused is remembered although another one was taken")
 		}
 	})
@@ -186,4 +186,58 @@ func empty(t *testing.T, s *site) {
 	if left := must(os.ReadDir(filepath.Join(s.crtDir, tmpDir))); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
+}
+
+// TestRealRefusedByOld: HAProxy 2.2 dies of the next command about a transaction whose commit it refused. It is sent none, and
+// no certificate until it is reloaded; the files are right, so the reload takes them.
+func TestRealRefusedByOld(t *testing.T) {
+	strict := filepath.Join(t.TempDir(), "openssl.cnf") // as OpenSSL 3 is by itself
+	if err := os.WriteFile(strict, []byte("openssl_conf=x\n[x]\nssl_conf=y\n[y]\nsystem_default=z\n[z]\nCipherString=DEFAULT@SECLEVEL=2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("OPENSSL_CONF", strict)
+	s, c, good := withGood(t, "2.2", "crt DIR/default.pem crt-list DIR/crt/crt-list")
+	pid := s.pid()
+	alive := func(when string) {
+		t.Helper()
+		if s.pid() != pid || s.serves("shop.example") != good.Fingerprint {
+			t.Fatalf("%s: HAProxy has not survived it", when)
+		}
+		starts(t, s, when, good)
+	}
+	weak := c.weak(t, "shop.example")
+	h := s.open()
+	deploy(t, h, "extra", c.issue(t, leaf{names: []string{"extra.example"}}))
+	if err := refuses(t, h, "shop", weak); !strings.Contains(err.Error(), "can be given no certificate after that: reload it") {
+		t.Fatal(err)
+	}
+	alive("refused")
+	if err := h.Remove(t.Context(), "extra", false); err != nil {
+		t.Fatal(err)
+	}
+	alive("removed another one")
+	other := c.issue(t, leaf{names: []string{"other.example"}, age: time.Hour})
+	for range 2 { // the second time it is another sidecar
+		_, err := h.Deploy(t.Context(), Unit{Name: "other", Bundle: other})
+		if !errors.Is(err, errWrecked) || !strings.Contains(err.Error(), "has refused a certificate since its last reload; reload it; the file is written, so a reload takes it too") {
+			t.Fatal(err)
+		}
+		if _, err := h.Deploy(t.Context(), Unit{Name: "shop", Bundle: weak}); err == nil {
+			t.Fatal("taken")
+		}
+		alive("asked for more")
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		h = s.open()
+	}
+	s.reload()
+	if s.serves("other.example") != other.Fingerprint {
+		t.Fatal("the reload does not take it")
+	}
+	if err := refuses(t, h, "shop", weak); !strings.Contains(err.Error(), "is not asked twice; renew it") {
+		t.Fatal(err)
+	}
+	deploy(t, h, "other", c.issue(t, leaf{names: []string{"other.example"}}))
+	deploy(t, h, "shop", c.issue(t, leaf{names: []string{"shop.example"}}))
 }
