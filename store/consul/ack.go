@@ -20,6 +20,7 @@ type ackRecord struct {
 	Role       Role     `json:"r"`
 	Epoch      string   `json:"e,omitempty"`
 	Generation uint64   `json:"g"`           // the highest in its token table
+	Whole      uint64   `json:"w,omitempty"` // index of its last read of the challenges, when it has acked all of that read
 	Seq        uint64   `json:"s"`           // of the feed
 	Keys       []string `json:"k,omitempty"` // ids of its sealing keys
 	CAs        string   `json:"c,omitempty"` // digest of the CAs that it would order from
@@ -39,14 +40,16 @@ func (m *member) followTable() (stop func()) {
 	}
 }
 
-// tableRead notes the highest generation of a read. In a new epoch numbers may come again.
-func (m *member) tableRead(epoch string, highest uint64) {
+// tableRead notes a read of the challenges: the highest generation in it, and its index. In a new epoch numbers may come again.
+func (m *member) tableRead(epoch string, highest, index uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if epoch != m.read {
-		m.read, m.highest = epoch, 0
+		m.read, m.highest, m.index = epoch, 0, 0
 	}
-	m.highest = max(m.highest, highest)
+	m.highest, m.index = max(m.highest, highest), max(m.index, index)
+	m.present = highest
+	m.owes = m.owes || highest > m.acks
 }
 
 // tableIs says that everything that was read in epoch has been handled.
@@ -85,6 +88,9 @@ func (m *member) wanted() (r ackRecord, acked bool) {
 	}
 	if m.follows > 0 {
 		r.Epoch, r.Generation = m.table, min(m.acks, m.highest)
+		if !m.owes {
+			r.Whole = m.index
+		}
 	}
 	return r, m.acked
 }
@@ -102,8 +108,14 @@ func (s *Store) Ack(ctx context.Context, generation uint64) error {
 		generation = min(generation, m.highest) // what the watch has not read yet it tells of, and that is acked then
 	}
 	m.acks = max(m.acks, generation)
+	made := m.owes && generation >= m.present
+	m.owes = m.owes && !made
+	missed := made && m.acks < m.highest // what was over before it could be acked: only Whole tells that it is owed no more
 	m.mu.Unlock()
 	m.poke()
+	if missed {
+		m.sayAll()
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for {
@@ -124,7 +136,7 @@ func (s *Store) Ack(ctx context.Context, generation uint64) error {
 
 // same reports whether two acks say the same to a barrier. The rest may be a little behind.
 func same(a, b ackRecord) bool {
-	a.Seq, b.Seq = 0, 0
+	a.Seq, b.Seq, a.Whole, b.Whole = 0, 0, 0, 0
 	return reflect.DeepEqual(a, b)
 }
 

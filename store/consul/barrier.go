@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -69,11 +70,21 @@ func (s *Store) watchAcks(ctx context.Context, publish func(ackTable)) {
 	})
 }
 
-// suspects are nodes that missed a barrier's deadline, with the generation that they owe.
+// suspects are nodes that missed a barrier's deadline, with what they owe.
 type suspects struct {
 	mu    sync.Mutex
-	owing map[string]uint64
+	owing map[string]debt
 }
+
+// debt is the generation that was waited for. It can't be acked any more when its order is over: a read of the challenges that
+// is not older than its publication, and of which nothing is left to ack, is as good.
+type debt struct {
+	generation uint64
+	index      uint64 // from the publication on, before it was taken back
+}
+
+// paid reports whether an ack of the same epoch makes up for what was missed.
+func (d debt) paid(r ackRecord) bool { return r.Generation >= d.generation || r.Whole >= d.index }
 
 // settle forgets the suspects that have caught up or are gone and returns the others.
 func (s *suspects) settle(nodes map[string]ackRecord, epoch string) map[string]bool {
@@ -82,7 +93,7 @@ func (s *suspects) settle(nodes map[string]ackRecord, epoch string) map[string]b
 	left := map[string]bool{}
 	for node, owed := range s.owing {
 		r, live := nodes[node]
-		if !live || r.Epoch == epoch && r.Generation >= owed {
+		if !live || r.Epoch == epoch && owed.paid(r) {
 			delete(s.owing, node)
 		} else {
 			left[node] = true
@@ -91,14 +102,19 @@ func (s *suspects) settle(nodes map[string]ackRecord, epoch string) map[string]b
 	return left
 }
 
-func (s *suspects) add(nodes []string, generation uint64) {
+// add notes who missed a generation. With index 0, not known, only an ack of the generation makes up for it.
+func (s *suspects) add(nodes []string, generation, index uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owing == nil {
-		s.owing = map[string]uint64{}
+		s.owing = map[string]debt{}
+	}
+	if index == 0 {
+		index = math.MaxUint64
 	}
 	for _, n := range nodes {
-		s.owing[n] = max(s.owing[n], generation)
+		before := s.owing[n]
+		s.owing[n] = debt{max(before.generation, generation), max(before.index, index)}
 	}
 }
 
@@ -107,7 +123,7 @@ func (s *suspects) add(nodes []string, generation uint64) {
 // tell before ctx ends who is live, that is an error: an old list would leave out those that have come since. So is a store that
 // goes back in time: what was published may be gone, and nodes need a moment to say again that they are live.
 func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []string, err error) {
-	began := time.Now()
+	began, published := time.Now(), s.fresh.lastCommit()
 	if back := s.jumped().Add(rejoin); !sleep(ctx, time.Until(back)) && time.Now().Before(back) {
 		return nil, fmt.Errorf("%w: they have until %s", errWentBack, back.Format(time.TimeOnly))
 	}
@@ -115,7 +131,7 @@ func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []strin
 	if err != nil {
 		return nil, fmt.Errorf("barrier: it is not known which nodes are live: %w", err)
 	}
-	missing = s.waitForAcks(ctx, epoch, now, generation)
+	missing = s.waitForAcks(ctx, epoch, now, generation, published)
 	if s.jumped().After(began) {
 		return nil, errWentBack
 	}
@@ -124,8 +140,9 @@ func (s *Store) Barrier(ctx context.Context, generation uint64) (missing []strin
 
 var errWentBack = errors.New("barrier: it is not known which nodes are live: the store went back in time")
 
-// waitForAcks returns the nodes of now that have not acked when ctx ends, or that are not waited for.
-func (s *Store) waitForAcks(ctx context.Context, epoch string, now ackTable, generation uint64) (missing []string) {
+// waitForAcks returns the nodes of now that have not acked when ctx ends, or that are not waited for. The generation was published
+// before an index.
+func (s *Store) waitForAcks(ctx context.Context, epoch string, now ackTable, generation, published uint64) (missing []string) {
 	waiting := now.serving()
 	if s.member.counts() {
 		waiting[s.cfg.Node] = true
@@ -144,7 +161,7 @@ func (s *Store) waitForAcks(ctx context.Context, epoch string, now ackTable, gen
 		var ok bool
 		if now, version, ok = acks.next(ctx, version); !ok {
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				s.late.add(names(waiting), generation)
+				s.late.add(names(waiting), generation, published)
 			}
 			return names(waiting)
 		}

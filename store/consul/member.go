@@ -25,7 +25,7 @@ type member struct {
 	s    *Store
 	wake chan struct{}
 	out  streak // of not being in the fleet
-	// stayed holds one token when the session was renewed: then the ack may say what nobody waits for.
+	// stayed holds one token when the session was renewed, or all of the ack counts: then it may say what nobody waits for.
 	stayed chan struct{}
 
 	mu               sync.Mutex
@@ -35,6 +35,9 @@ type member struct {
 	follows          int    // how many Follows watch the challenges
 	read             string // epoch in which the last read of the challenges began
 	highest          uint64 // generation in reads of that epoch
+	present          uint64 // highest generation of the last read alone
+	index            uint64 // of the newest read of that epoch
+	owes             bool   // something that was read has not been acked since
 	table            string // epoch that the token table has reached
 	progress         time.Time
 	registered       bool   // once at least
@@ -219,10 +222,7 @@ func (m *member) stay(ctx context.Context, session string, renewed time.Time) er
 			return errGone
 		case err == nil:
 			renewed, pause = start, renews
-			select {
-			case m.stayed <- struct{}{}:
-			default:
-			}
+			m.sayAll()
 		case time.Since(renewed) > ttl:
 			return err
 		default:
@@ -245,6 +245,14 @@ func (m *member) isThere(ctx context.Context, session string) error {
 	return nil
 }
 
+// sayAll makes all of the ack be said.
+func (m *member) sayAll() {
+	select {
+	case m.stayed <- struct{}{}:
+	default:
+	}
+}
+
 // say writes the ack if it is news, or if all of it counts.
 func (m *member) say(ctx context.Context, session string, all bool) error {
 	r, _ := m.wanted()
@@ -254,7 +262,7 @@ func (m *member) say(ctx context.Context, session string, all bool) error {
 	if err := m.sayDrift(ctx, session); err != nil {
 		return err
 	}
-	if same(said, r) && (!all || said.Seq == r.Seq) {
+	if same(said, r) && (!all || said.Seq == r.Seq && said.Whole == r.Whole) {
 		return nil
 	}
 	value, err := json.Marshal(r)

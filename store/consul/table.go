@@ -45,7 +45,7 @@ func (s *Store) readTable(ctx context.Context, t *tableWatch, dir string, index 
 			}
 			return nil, 0, err
 		}
-		s.member.tableRead(began, s.decoded.highest(dir, pairs))
+		s.member.tableRead(began, s.decoded.highest(dir, pairs), next)
 		t.mu.Lock()
 		t.reading, t.pairs, t.index = began, pairs, next
 		t.mu.Unlock()
@@ -196,4 +196,11 @@ func (f *freshTable) wrote(index uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.committed = index
+}
+
+// lastCommit is the index of this process's last transaction, 0 when there was none.
+func (f *freshTable) lastCommit() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.committed
 }
