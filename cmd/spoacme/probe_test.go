@@ -25,7 +25,7 @@ func TestProbe(t *testing.T) {
 	defer st.Close()
 	log := slog.New(slog.DiscardHandler)
 	table := new(spoa.Table)
-	tk := newTokens(st, table, log, func(context.Context) bool { return true })
+	tk := newTokens(st, table, log, func(context.Context) bool { return true }, func() bool { return true })
 	socket := filepath.Join(t.TempDir(), "control")
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
@@ -74,7 +74,7 @@ func gone(table *spoa.Table, token string) error {
 
 // Checks can't fill the table.
 func TestProbesAreFew(t *testing.T) {
-	tk := newTokens(nil, new(spoa.Table), slog.New(slog.DiscardHandler), nil)
+	tk := newTokens(nil, new(spoa.Table), slog.New(slog.DiscardHandler), nil, nil)
 	var last func()
 	for i := range maxProbes {
 		withdraw, err := tk.publishProbe(probe{fmt.Sprint("t", i), fmt.Sprint("t", i, ".x")})

@@ -71,7 +71,7 @@ func newSidecar(r *runner, s settings.Settings) (*sidecar, error) {
 		sc.hap.SetPlace(s.CrtDir, s.CrtList)
 	}
 	sc.removal = newRemoval(r.hap, sc.catalog, r.log, s.State)
-	sc.tokens = newTokens(st, sc.table, r.log, sc.reached)
+	sc.tokens = newTokens(st, sc.table, r.log, sc.reached, st.inStep)
 	if st.fleet != nil && sc.hap != nil {
 		sc.aside = &aside{log: r.log, reachable: st.reachable, servers: func(ctx context.Context) ([]dataplane.Row, error) {
 			return sc.hap.Rows(ctx, s.AgentBackend)

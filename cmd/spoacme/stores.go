@@ -66,6 +66,11 @@ func (r *records) reachable() error {
 	return nil
 }
 
+// inStep reports whether the store tells of new tokens now, as far as this process knows.
+func (r *records) inStep() bool {
+	return r.reachable() == nil && (r.fleet == nil || r.fleet.TableInStep())
+}
+
 // loadKeys reads the keysets. There is no default key: private keys are sealed, or plain by a word of the operator.
 func loadKeys(s settings.Settings) (*seal.Keys, error) {
 	switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,11 @@ type tokens struct {
 	log   *slog.Logger
 	// reached reports whether HAProxy would ask the agent now.
 	reached func(context.Context) bool
+	// inStep reports whether the store tells of its changes now, as far as is known.
+	inStep func() bool
+
+	looks *looks
+	quiet atomic.Bool // the table was as the store when it was read last, and no order was open
 
 	applied chan uint64 // the generation that is in the table; holds the newest only
 
@@ -29,8 +35,10 @@ type tokens struct {
 	probes map[string]string // key authorizations of `check`, by token
 }
 
-func newTokens(st store.Store, table *spoa.Table, log *slog.Logger, reached func(context.Context) bool) *tokens {
-	return &tokens{store: st, table: table, log: log, reached: reached, applied: make(chan uint64, 1), probes: map[string]string{}}
+func newTokens(st store.Store, table *spoa.Table, log *slog.Logger, reached func(context.Context) bool, inStep func() bool) *tokens {
+	t := &tokens{store: st, table: table, log: log, reached: reached, inStep: inStep, applied: make(chan uint64, 1), probes: map[string]string{}}
+	t.looks = newLooks(t.keyAuths)
+	return t
 }
 
 // Run follows the challenges until ctx ends.
@@ -80,16 +88,19 @@ func (t *tokens) ack(ctx context.Context, generation uint64) {
 }
 
 func (t *tokens) apply(ctx context.Context, _ []store.Key) error {
+	t.quiet.Store(false)
 	orders, generation, err := t.read(ctx)
 	if err != nil {
 		return err
 	}
+	open := len(orders) > 0
 	t.mu.Lock()
 	orders[probeOrder] = t.probes
 	if err := t.table.Replace(generation, orders); err != nil {
 		t.log.Error("a challenge can't be answered", "err", err)
 	}
 	t.mu.Unlock()
+	t.quiet.Store(!open)
 	select {
 	case <-t.applied:
 	default:
@@ -134,11 +145,8 @@ func (t *tokens) read(ctx context.Context) (map[string]map[string]string, uint64
 	for _, e := range l.Entries {
 		ch := e.Record.(*store.Challenges)
 		generation = max(generation, ch.Generation)
-		auths := make(map[string]string, len(ch.Tokens))
-		for _, token := range ch.Tokens {
-			auths[token] = token + "." + ch.Thumbprint
-		}
-		orders[ch.Name] = auths
+		orders[ch.Name] = map[string]string{}
+		addKeyAuths(orders[ch.Name], ch)
 	}
 	for _, err := range l.Unreadable {
 		t.log.Error("a challenge can't be read", "err", err)
@@ -146,16 +154,28 @@ func (t *tokens) read(ctx context.Context) (map[string]map[string]string, uint64
 	return orders, generation, nil
 }
 
-// miss is the second look of a node that has not seen a token yet.
+// miss is the second look of a node that has not seen a token yet. When the table is as the store is, and no order is open, there
+// is nothing to see.
 func (t *tokens) miss(ctx context.Context, token string) (string, bool) {
-	orders, _, err := t.read(ctx)
-	if err != nil {
+	if t.quiet.Load() && t.inStep() {
 		return "", false
 	}
-	for _, auths := range orders {
-		if a, ok := auths[token]; ok {
-			return a, true
-		}
+	return t.looks.find(ctx, token)
+}
+
+// keyAuths returns those of all orders by token.
+func (t *tokens) keyAuths(ctx context.Context) (map[string]string, error) {
+	l, err := t.store.List(ctx, store.KindChallenges)
+	auths := map[string]string{}
+	for _, e := range l.Entries {
+		addKeyAuths(auths, e.Record.(*store.Challenges))
 	}
-	return "", false
+	return auths, err
+}
+
+// addKeyAuths adds the key authorizations of an order by token.
+func addKeyAuths(auths map[string]string, ch *store.Challenges) {
+	for _, token := range ch.Tokens {
+		auths[token] = token + "." + ch.Thumbprint
+	}
 }

@@ -37,7 +37,10 @@ func TestBarrierWaitsForFormerSuspects(t *testing.T) {
 		}
 		return pass
 	})
-	p.CloseClientConnections()
+	eventually(t, 5*time.Second, "the node knows that it is cut off", func() bool {
+		p.CloseClientConnections()
+		return !cut.TableInStep() && slow.TableInStep()
+	})
 	late(20, "b", "c")
 	commit(t, leader, l, store.Delete(challenges("shop", 0).Key()))
 	if !f.node(t, leader.Store, "b").Suspect || !f.node(t, leader.Store, "c").Suspect {
@@ -54,5 +57,8 @@ func TestBarrierWaitsForFormerSuspects(t *testing.T) {
 	late(30)
 	if slow.token("shop") != 30 || cut.token("shop") != 30 {
 		t.Error("the barrier did not wait for them")
+	}
+	if !cut.TableInStep() {
+		t.Error("the node does not know that it is no longer cut off")
 	}
 }

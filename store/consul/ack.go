@@ -59,9 +59,26 @@ func (m *member) tableIs(epoch string) {
 		m.acks = min(m.acks, m.highest) // what was acked in another epoch may have been of another history
 	}
 	m.table = epoch
+	m.lost = false
 	m.progress = time.Now()
 	m.mu.Unlock()
 	m.poke()
+}
+
+// tableLost says that the challenges can't be read.
+func (m *member) tableLost() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lost = true
+}
+
+// TableInStep reports whether whoever follows the challenges is told of what is new. It is false from a read that failed until
+// what the next one brings is handled: then there may be tokens in Consul that nobody here has heard of.
+func (s *Store) TableInStep() bool {
+	m := &s.member
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.lost
 }
 
 // stuck reports whether the token table has not been looked after for too long.

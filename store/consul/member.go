@@ -39,6 +39,7 @@ type member struct {
 	index            uint64 // of the newest read of that epoch
 	owes             bool   // something that was read has not been acked since
 	table            string // epoch that the token table has reached
+	lost             bool   // the challenges could not be read, and were not handled since
 	progress         time.Time
 	registered       bool   // once at least
 	answer           string // the last question that was answered

@@ -43,6 +43,7 @@ func (s *Store) readTable(ctx context.Context, t *tableWatch, dir string, index 
 			if ctx.Err() == nil && s.epoch() != began {
 				continue
 			}
+			s.member.tableLost()
 			return nil, 0, err
 		}
 		s.member.tableRead(began, s.decoded.highest(dir, pairs), next)
