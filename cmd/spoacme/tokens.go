@@ -68,7 +68,11 @@ func (t *tokens) acknowledge(ctx context.Context) error {
 		if first {
 			t.ack(ctx, 0)
 		}
-		for time.Since(asked) > reachFresh && !t.reached(ctx) {
+		for time.Since(asked) > reachFresh {
+			if t.reached(ctx) {
+				asked = time.Now()
+				break
+			}
 			select {
 			case <-ctx.Done():
 				return nil
@@ -76,7 +80,6 @@ func (t *tokens) acknowledge(ctx context.Context) error {
 			case <-time.After(reachEvery):
 			}
 		}
-		asked = time.Now()
 		t.ack(ctx, generation)
 	}
 }
