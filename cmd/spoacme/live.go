@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/spoacme/spoacme/dataplane"
+	"github.com/spoacme/spoacme/settings"
+)
+
+// structural is what a running sidecar can't change.
+func structural(s settings.Settings) []string {
+	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, fmt.Sprint(s.SealPlain, s.SealFromPlain), s.Node, s.Control, s.Probe}
+}
+
+const settingsEvery = time.Second
+
+// watchSettings reads the settings again for every new HAProxy process, and applies them.
+func (sc *sidecar) watchSettings(ctx context.Context) error {
+	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node, alone: sc.fleet == nil}
+	current, stored, said := sc.set, false, false
+	var seen dataplane.Process
+	tick := time.NewTicker(settingsEvery)
+	defer tick.Stop()
+	for {
+		if !stored || d.stale() {
+			err := d.want(ctx, current)
+			if err != nil && !stored && !said && ctx.Err() == nil {
+				said = true
+				sc.log.Warn("what haproxy.cfg asks for is not in the store yet, trying again", "err", err)
+			}
+			stored = stored || err == nil
+			said = said && err != nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-sc.engine:
+		case <-tick.C:
+			if sc.hap == nil {
+				continue
+			}
+			now := sc.hap.Report().Process
+			if now == seen {
+				continue
+			}
+			seen = now
+			wake(sc.poked) // after a HELLO the rows may have been looked up in the process that is going
+		}
+		s, changed := sc.reread(ctx, current)
+		if !changed {
+			continue
+		}
+		if st := structural(s); !slices.Equal(st, structural(sc.set)) && !slices.Equal(st, sc.runner.refused) {
+			sc.next = s
+			return errAnew
+		}
+		sc.apply(s)
+		current, stored = s, false
+	}
+}
+
+// reread returns the settings in force and whether they are not what they were.
+func (sc *sidecar) reread(ctx context.Context, before settings.Settings) (settings.Settings, bool) {
+	s, problems, err := sc.runner.read(ctx)
+	if err != nil {
+		return before, false
+	}
+	sc.runner.say(problems)
+	return s, !reflect.DeepEqual(s, before)
+}
+
+// apply takes over what can change while everything runs.
+func (sc *sidecar) apply(s settings.Settings) {
+	sc.runner.level.Set(s.LogLevel)
+	sc.hap.SetPlace(s.CrtDir, s.CrtList)
+	is, err := sc.issuerSettings(s)
+	if err == nil {
+		err = sc.issuer.Reconfigure(is)
+	}
+	if err != nil {
+		sc.log.Error("the last good settings of the CA stay in force", "err", err)
+	}
+}
