@@ -11,9 +11,14 @@ import (
 	"github.com/spoacme/spoacme/settings"
 )
 
-// structural is what a running sidecar can't change.
+// structural is what a running sidecar can't change. In a fleet that is the CAs too: by them the store decides who may lead, when a
+// term begins, and tells the others.
 func structural(s settings.Settings) []string {
-	return []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, fmt.Sprint(s.SealPlain, s.SealFromPlain), s.Node, s.Control, s.Probe}
+	all := []string{s.Agent, s.AgentCheck, s.AgentBackend, s.RowsBackend, s.HTTP, s.Store, s.Role, s.FleetKeys, s.IssuerKeys, fmt.Sprint(s.SealPlain, s.SealFromPlain), s.Node, s.Control, s.Probe}
+	if s.StoreDir() == "" {
+		all = append(all, s.CAs...)
+	}
+	return all
 }
 
 const settingsEvery = time.Second
@@ -77,6 +82,9 @@ func (sc *sidecar) reread(ctx context.Context, before settings.Settings) (settin
 func (sc *sidecar) apply(s settings.Settings) {
 	sc.runner.level.Set(s.LogLevel)
 	sc.hap.SetPlace(s.CrtDir, s.CrtList)
+	if sc.fleet != nil {
+		s.CAs = sc.set.CAs // they differ when they came with what did not work
+	}
 	is, err := sc.issuerSettings(s)
 	if err == nil {
 		err = sc.issuer.Reconfigure(is)

@@ -16,7 +16,7 @@ import (
 )
 
 // runner finds out the settings and runs the sidecar with them. When a setting changes that can't change under a running
-// sidecar (an address, the store), the sidecar is ended and begun anew: in milliseconds, in the same process.
+// sidecar (an address, the store, a fleet's CAs), the sidecar is ended and begun anew: in milliseconds, in the same process.
 type runner struct {
 	log        *slog.Logger
 	level      *slog.LevelVar

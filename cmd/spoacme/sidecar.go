@@ -32,7 +32,7 @@ import (
 type sidecar struct {
 	runner *runner
 	log    *slog.Logger
-	set    settings.Settings // as it began; certificates, CAs and place may have changed since
+	set    settings.Settings // as it began; certificates, place and, without a fleet, CAs may have changed since
 	next   settings.Settings // with errAnew
 
 	hap     *dataplane.HAProxy
