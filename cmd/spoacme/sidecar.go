@@ -266,8 +266,17 @@ func (sc *sidecar) work(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
+// listen opens an address of a setting. A unix socket is for this user and group, and takes the place of one that a dead process
+// left behind.
 func listen(address, variable string) (net.Listener, error) {
-	ln, err := net.Listen(settings.Network(address))
+	if network, _ := settings.Network(address); network == "unix" {
+		ln, err := spoa.Listen(address)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", variable, err)
+		}
+		return ln, nil
+	}
+	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for %s: %w: choose another address, or end what uses it", variable, err)
 	}
