@@ -50,24 +50,27 @@ func (c *catalog) Run(ctx context.Context) error {
 
 // follow calls apply for every change, and again with nil after it failed, until ctx ends.
 func follow(ctx context.Context, st store.Store, log *slog.Logger, apply func(context.Context, []store.Key) error, kinds ...store.Kind) error {
-	return st.Follow(ctx, func(keys []store.Key) {
-		retry := backoff.NewExponentialBackOff()
-		retry.MaxInterval = 30 * time.Second
-		var since time.Time
-		_, err := backoff.Retry(ctx, func() (struct{}, error) {
-			err := apply(ctx, keys)
-			keys = nil
-			return struct{}{}, err
-		}, backoff.WithBackOff(retry), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, d time.Duration) {
-			if since.IsZero() {
-				since = time.Now()
-				log.Warn("the store can't be read, trying again", "err", err, "in", d.Round(time.Millisecond))
-			}
-		}))
-		if err == nil && !since.IsZero() {
-			log.Info("the store can be read again", "after", time.Since(since).Round(100*time.Millisecond).String())
+	return st.Follow(ctx, func(keys []store.Key) { insist(ctx, log, "the store", apply, keys) }, kinds...)
+}
+
+// insist calls apply with what is news, and again with nil, for everything, after it failed, until it succeeds or ctx ends.
+func insist[T any](ctx context.Context, log *slog.Logger, what string, apply func(context.Context, []T) error, news []T) {
+	retry := backoff.NewExponentialBackOff()
+	retry.MaxInterval = 30 * time.Second
+	var since time.Time
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := apply(ctx, news)
+		news = nil
+		return struct{}{}, err
+	}, backoff.WithBackOff(retry), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, d time.Duration) {
+		if since.IsZero() {
+			since = time.Now()
+			log.Warn(what+" can't be read, trying again", "err", err, "in", d.Round(time.Millisecond))
 		}
-	}, kinds...)
+	}))
+	if err == nil && !since.IsZero() {
+		log.Info(what+" can be read again", "after", time.Since(since).Round(100*time.Millisecond).String())
+	}
 }
 
 func (c *catalog) apply(ctx context.Context, keys []store.Key) error {

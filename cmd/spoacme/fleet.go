@@ -144,30 +144,17 @@ func (f *fleet) known() []status.Node {
 	return slices.Clone(f.nodes)
 }
 
-// FollowForeign keeps the list of other tools' certificates until ctx ends.
+// FollowForeign keeps the list of other tools' certificates until ctx ends. What could not be read is read again: nobody announces
+// it a second time.
 func (f *fleet) FollowForeign(ctx context.Context) error {
 	return f.store.FollowForeign(ctx, func(names []string) {
-		if err := f.applyForeign(ctx, names); err != nil && ctx.Err() == nil {
-			f.log.Warn("certificates of other tools can't be read", "err", err)
-		}
+		insist(ctx, f.log, "what other tools put into Consul", f.applyForeign, names)
 	})
 }
 
 func (f *fleet) applyForeign(ctx context.Context, names []string) error {
 	if names == nil {
-		found, unreadable, err := f.store.ListForeign(ctx)
-		if err != nil {
-			return err
-		}
-		all := map[string]*store.Certificate{}
-		for _, c := range found {
-			all[c.Name] = summary(c)
-		}
-		f.mu.Lock()
-		f.foreign = all
-		f.mu.Unlock()
-		f.changed(nil)
-		return errors.Join(unreadable...)
+		return f.listForeign(ctx)
 	}
 	var errs []error
 	for _, name := range names {
@@ -181,6 +168,8 @@ func (f *fleet) applyForeign(ctx context.Context, names []string) error {
 			f.foreign[name] = summary(c)
 		case errors.Is(err, store.ErrAbsent):
 			delete(f.foreign, name) // what is served stays
+		case errors.Is(err, store.ErrUnreadable):
+			f.log.Warn("a certificate of another tool can't be read", "err", err)
 		default:
 			errs = append(errs, err)
 		}
@@ -188,6 +177,25 @@ func (f *fleet) applyForeign(ctx context.Context, names []string) error {
 	}
 	f.changed(names)
 	return errors.Join(errs...)
+}
+
+func (f *fleet) listForeign(ctx context.Context) error {
+	found, unreadable, err := f.store.ListForeign(ctx)
+	if err != nil {
+		return err
+	}
+	for _, err := range unreadable {
+		f.log.Warn("a certificate of another tool can't be read", "err", err)
+	}
+	all := map[string]*store.Certificate{}
+	for _, c := range found {
+		all[c.Name] = summary(c)
+	}
+	f.mu.Lock()
+	f.foreign = all
+	f.mu.Unlock()
+	f.changed(nil)
+	return nil
 }
 
 // summary is what the view needs of another tool's certificate.
