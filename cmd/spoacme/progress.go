@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spoacme/spoacme/status"
+	"github.com/spoacme/spoacme/store"
+)
+
+// follow reports how far a request has come, from the records and from what HAProxy serves.
+func (c *control) follow(w http.ResponseWriter, r *http.Request) {
+	e, err := c.store.Get(r.Context(), store.Key{Kind: store.KindRequest, Name: r.PathValue("id")})
+	switch {
+	case errors.Is(err, store.ErrAbsent):
+		reply(w, http.StatusNotFound, failure{"no such request: it was carried out a while ago; see 'spoacme status'"})
+		return
+	case err != nil:
+		reply(w, http.StatusServiceUnavailable, failure{err.Error()})
+		return
+	}
+	reply(w, http.StatusOK, c.progress(r.Context(), e.Record.(*store.Request)))
+}
+
+func (c *control) progress(ctx context.Context, q *store.Request) progress {
+	switch {
+	case q.Error != "":
+		return progress{Step: "refused", Done: true, Error: q.Error}
+	case q.Done.IsZero():
+		return progress{Step: "waiting for the leader"}
+	}
+	view := c.certificate(q.Certificate)
+	if q.Op == store.RequestRemove {
+		err, tried := c.removal.outcome(q.ID)
+		switch {
+		case !tried:
+			return progress{Step: "taking it out of HAProxy", Result: view}
+		case err != nil:
+			return progress{Step: "failed", Done: true, Error: err.Error() + "; it is tried again"}
+		}
+		return progress{Step: "removed", Done: true}
+	}
+	rec, ok := lookup[*store.Certificate](c.catalog, store.KindIssued, q.Certificate)
+	if ok && rec.IssuedAt.After(q.Asked) {
+		if view != nil && view.Served != nil && view.Served.Fingerprint == rec.Fingerprint {
+			return progress{Step: "served by HAProxy", Done: true, Result: view}
+		}
+		p := progress{Step: "issued, swapping it into HAProxy", Result: view}
+		if view != nil && view.Error != "" {
+			p.Step += ": " + view.Error
+		}
+		return p
+	}
+	return c.orderProgress(ctx, q, view)
+}
+
+// orderProgress tells an order under way from one that failed since the request was made.
+func (c *control) orderProgress(ctx context.Context, q *store.Request, view *status.CertificateView) progress {
+	if e, err := c.store.Get(ctx, store.Key{Kind: store.KindOrder, Name: q.Certificate}); err == nil {
+		o := e.Record.(*store.Order)
+		switch {
+		case o.Finalized:
+			return progress{Step: "the CA is signing", Result: view}
+		case o.URL != "":
+			return progress{Step: "the CA is checking the names", Result: view}
+		}
+	}
+	if e, err := c.store.Get(ctx, store.Key{Kind: store.KindAttempt, Name: q.Certificate}); err == nil {
+		a := e.Record.(*store.Attempt)
+		if a.Error != "" && a.Tried.After(q.Asked) {
+			return progress{Step: "failed", Done: true, Result: view,
+				Error: fmt.Sprintf("%s (next try at %s, without being asked)", a.Error, a.Next.Local().Format(time.DateTime))}
+		}
+		if a.Next.After(time.Now()) && a.Error != "" {
+			return progress{Step: fmt.Sprintf("held back until %s: %s", a.Next.Local().Format(time.DateTime), a.Error), Result: view}
+		}
+	}
+	if pause := c.pause(ctx); pause != "" {
+		return progress{Step: pause, Result: view}
+	}
+	return progress{Step: "placing the order", Result: view}
+}
+
+// pause says which CA wants no orders now, and until when; empty when none does, or when that can't be read.
+func (c *control) pause(ctx context.Context) string {
+	l, err := c.store.List(ctx, store.KindBudget)
+	if err != nil {
+		return ""
+	}
+	for _, e := range l.Entries {
+		if b := e.Record.(*store.Budget); b.Until.After(time.Now()) {
+			return fmt.Sprintf("waiting until %s, which the CA demands (%s): %s", b.Until.Local().Format(time.DateTime), b.CA, b.Error)
+		}
+	}
+	return ""
+}
+
+func (c *control) certificate(name string) *status.CertificateView {
+	if v, ok := c.view().Certificate(name); ok {
+		return &v
+	}
+	return nil
+}
