@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/spoacme/spoacme/issuer"
 	"github.com/spoacme/spoacme/status"
 	"github.com/spoacme/spoacme/store"
 )
@@ -56,6 +57,7 @@ type control struct {
 	store   store.Store
 	catalog *catalog
 	removal *removal
+	issuer  *issuer.Issuer
 	fleet   *fleet  // nil without a fleet
 	tokens  *tokens // nil without HAProxy
 	view    func() status.View

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/spoacme/spoacme/status"
@@ -43,8 +45,8 @@ func (c *control) progress(ctx context.Context, q *store.Request) progress {
 		}
 		return progress{Step: "removed", Done: true}
 	}
-	rec, ok := lookup[*store.Certificate](c.catalog, store.KindIssued, q.Certificate)
-	if ok && rec.IssuedAt.After(q.Asked) {
+	rec := c.catalog.issued(q.Certificate)
+	if rec != nil && c.fulfils(rec, q) {
 		if view != nil && view.Served != nil && view.Served.Fingerprint == rec.Fingerprint {
 			return progress{Step: "served by HAProxy", Done: true, Result: view}
 		}
@@ -57,7 +59,20 @@ func (c *control) progress(ctx context.Context, q *store.Request) progress {
 	return c.orderProgress(ctx, q, view)
 }
 
-// orderProgress tells an order under way from one that failed since the request was made.
+// fulfils reports whether a certificate is what was asked for: one that was issued since, by the leader's clock alone, or for an
+// issue one that has all the names and is not due.
+func (c *control) fulfils(rec *store.Certificate, q *store.Request) bool {
+	if !rec.IssuedAt.Before(q.Done) || q.Op != store.RequestIssue {
+		return !rec.IssuedAt.Before(q.Done)
+	}
+	w, wanted := lookup[*store.Wanted](c.catalog, store.KindWanted, q.Certificate)
+	if wanted && rec.IssuedAt.Before(w.RenewAsked) || !time.Now().Before(cmp.Or(rec.RenewAt, rec.NotAfter)) {
+		return false
+	}
+	return !slices.ContainsFunc(q.Spec.Domains, func(name string) bool { return !slices.Contains(rec.Domains, name) })
+}
+
+// orderProgress tells an order under way from one that failed since the request was carried out.
 func (c *control) orderProgress(ctx context.Context, q *store.Request, view *status.CertificateView) progress {
 	if e, err := c.store.Get(ctx, store.Key{Kind: store.KindOrder, Name: q.Certificate}); err == nil {
 		o := e.Record.(*store.Order)
@@ -70,7 +85,7 @@ func (c *control) orderProgress(ctx context.Context, q *store.Request, view *sta
 	}
 	if e, err := c.store.Get(ctx, store.Key{Kind: store.KindAttempt, Name: q.Certificate}); err == nil {
 		a := e.Record.(*store.Attempt)
-		if a.Error != "" && a.Tried.After(q.Asked) {
+		if a.Error != "" && !a.Tried.Before(q.Done) {
 			return progress{Step: "failed", Done: true, Result: view,
 				Error: fmt.Sprintf("%s (next try at %s, without being asked)", a.Error, a.Next.Local().Format(time.DateTime))}
 		}
@@ -78,24 +93,31 @@ func (c *control) orderProgress(ctx context.Context, q *store.Request, view *sta
 			return progress{Step: fmt.Sprintf("held back until %s: %s", a.Next.Local().Format(time.DateTime), a.Error), Result: view}
 		}
 	}
-	if pause := c.pause(ctx); pause != "" {
+	if pause := c.pause(ctx, q); pause != "" {
 		return progress{Step: pause, Result: view}
 	}
 	return progress{Step: "placing the order", Result: view}
 }
 
-// pause says which CA wants no orders now, and until when; empty when none does, or when that can't be read.
-func (c *control) pause(ctx context.Context) string {
+// pause says which limit of the CA holds the order back, and until when; empty when none does, or when that can't be read.
+func (c *control) pause(ctx context.Context, q *store.Request) string {
+	w, ok := lookup[*store.Wanted](c.catalog, store.KindWanted, q.Certificate)
+	if !ok {
+		w = &store.Wanted{Name: q.Certificate, Spec: q.Spec}
+	}
 	l, err := c.store.List(ctx, store.KindBudget)
 	if err != nil {
 		return ""
 	}
+	budgets := map[string]*store.Budget{}
 	for _, e := range l.Entries {
-		if b := e.Record.(*store.Budget); b.Until.After(time.Now()) {
-			return fmt.Sprintf("waiting until %s, which the CA demands (%s): %s", b.Until.Local().Format(time.DateTime), b.CA, b.Error)
-		}
+		budgets[e.Key.Name] = e.Record.(*store.Budget)
 	}
-	return ""
+	until, why := c.issuer.Held(w, c.catalog.issued(q.Certificate), budgets, time.Now())
+	if until.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("waiting until %s, %s", until.Local().Format(time.DateTime), why)
 }
 
 func (c *control) certificate(name string) *status.CertificateView {

@@ -201,7 +201,7 @@ func (sc *sidecar) answer(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, fleet: sc.fleet, tokens: sc.tokens, view: sc.view, log: sc.log}
+	c := &control{store: sc.store, catalog: sc.catalog, removal: sc.removal, issuer: sc.issuer, fleet: sc.fleet, tokens: sc.tokens, view: sc.view, log: sc.log}
 	g.Go(func() error { return c.Serve(ctx, local) })
 	return nil
 }
