@@ -23,11 +23,11 @@ func structural(s settings.Settings) []string {
 
 const settingsEvery = time.Second
 
-// watchSettings reads the settings again for every new HAProxy process, and applies them.
+// watchSettings reads the settings again for every new HAProxy process, until it has heard them from that process, and applies them.
 func (sc *sidecar) watchSettings(ctx context.Context) error {
 	d := &demand{store: sc.store, log: sc.log, node: sc.set.Node, alone: sc.fleet == nil}
 	current, stored, said := sc.set, false, false
-	var seen dataplane.Process
+	var seen dataplane.Process // whose settings are in force
 	tick := time.NewTicker(settingsEvery)
 	defer tick.Stop()
 	for {
@@ -44,19 +44,14 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-sc.engine:
+			seen = dataplane.Process{}
 		case <-tick.C:
-			if sc.hap == nil {
-				continue
-			}
-			now := sc.hap.Report().Process
-			if now == seen {
-				continue
-			}
-			seen = now
-			wake(sc.poked) // after a HELLO the rows may have been looked up in the process that is going
 		}
-		s, changed := sc.reread(ctx, current)
-		if !changed {
+		if sc.hap == nil {
+			continue
+		}
+		s, ok := sc.fresh(ctx, &seen)
+		if !ok || reflect.DeepEqual(s, current) {
 			continue
 		}
 		if st := structural(s); !slices.Equal(st, structural(sc.set)) && !slices.Equal(st, sc.runner.refused) {
@@ -68,14 +63,23 @@ func (sc *sidecar) watchSettings(ctx context.Context) error {
 	}
 }
 
-// reread returns the settings in force and whether they are not what they were.
-func (sc *sidecar) reread(ctx context.Context, before settings.Settings) (settings.Settings, bool) {
-	s, problems, err := sc.runner.read(ctx)
-	if err != nil {
-		return before, false
+// fresh returns the settings of a process that were not heard from it yet. ok is false when there are none, or when it does not say:
+// then it is asked again the next time, and what is in force stays. What was kept of an earlier process is no news.
+func (sc *sidecar) fresh(ctx context.Context, seen *dataplane.Process) (s settings.Settings, ok bool) {
+	now := sc.hap.Report().Process
+	if now == *seen {
+		return s, false
+	}
+	wake(sc.poked) // after a HELLO the rows may have been looked up in the process that is going
+	s, problems, heard, err := sc.runner.read(ctx)
+	if heard {
+		*seen = now
+	}
+	if !heard || err != nil {
+		return s, false
 	}
 	sc.runner.say(problems)
-	return s, !reflect.DeepEqual(s, before)
+	return s, true
 }
 
 // apply takes over what can change while everything runs.

@@ -108,7 +108,7 @@ func (r *runner) generations(ctx context.Context, s settings.Settings) error {
 // first waits for the first settings: from HAProxy, or what was kept of them when it is down.
 func (r *runner) first(ctx context.Context) (settings.Settings, error) {
 	for waiting := false; ; waiting = true {
-		s, problems, err := r.read(ctx)
+		s, problems, _, err := r.read(ctx)
 		if err == nil {
 			r.say(problems)
 			return s, nil
@@ -128,20 +128,22 @@ func (r *runner) first(ctx context.Context) (settings.Settings, error) {
 }
 
 // read returns the settings in force now: HAProxy's, or the last good ones when HAProxy can't be asked or when what it says
-// can't be used. The problems are those of what it says. An error means that there are none.
-func (r *runner) read(ctx context.Context) (settings.Settings, []settings.Problem, error) {
+// can't be used. The problems are those of what it says; heard is false when it said nothing. An error means that there are none.
+func (r *runner) read(ctx context.Context) (s settings.Settings, problems []settings.Problem, heard bool, err error) {
 	env, err := r.hap.Env(ctx)
 	if err != nil {
-		return r.lastGood(nil, err)
+		s, problems, err = r.lastGood(nil, err)
+		return s, problems, false, err
 	}
-	s, problems := r.load(&settings.Source{Name: settings.FromHAProxy, Values: env})
+	s, problems = r.load(&settings.Source{Name: settings.FromHAProxy, Values: env})
 	if wrong := fatal(problems, ""); wrong != nil {
-		return r.lastGood(problems, wrong)
+		s, problems, err = r.lastGood(problems, wrong)
+		return s, problems, true, err
 	}
 	if err := r.hap.SaveEnv(settings.Ours(env)); err != nil {
 		r.log.Warn("the settings can't be kept for a start without HAProxy", "err", err)
 	}
-	return s, problems, nil
+	return s, problems, true, nil
 }
 
 func (r *runner) lastGood(problems []settings.Problem, why error) (settings.Settings, []settings.Problem, error) {
