@@ -19,7 +19,7 @@ import (
 // removal takes out of HAProxy what an operator removed. Nothing else does: a certificate that merely is not in the
 // store stays as it is.
 type removal struct {
-	hap     *dataplane.HAProxy
+	hap     remover
 	catalog *catalog
 	log     *slog.Logger
 	file    string           // what was carried out here, over restarts
@@ -27,9 +27,15 @@ type removal struct {
 	wake    chan struct{}
 }
 
+// remover is what of HAProxy a removal needs.
+type remover interface {
+	Remove(ctx context.Context, name string, force bool) error
+	OnDisk(ctx context.Context, name, known string) (*store.Bundle, error)
+}
+
 // newRemoval remembers in the state directory what was carried out. A removal stays in the store for weeks, for nodes that were
 // down; what somebody has put into HAProxy by hand since must not go with it at every restart.
-func newRemoval(hap *dataplane.HAProxy, c *catalog, log *slog.Logger, state string) *removal {
+func newRemoval(hap remover, c *catalog, log *slog.Logger, state string) *removal {
 	r := &removal{hap: hap, catalog: c, log: log, file: filepath.Join(state, "removals"), done: map[string]error{}, wake: make(chan struct{}, 1)}
 	text, err := os.ReadFile(r.file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -78,13 +84,36 @@ func (r *removal) carryOut(ctx context.Context, q *store.Request) {
 		return
 	}
 	before, tried := r.outcome(q.ID)
-	if tried && before == nil || r.catalog.knows(q.Certificate) {
+	if tried && before == nil {
+		return
+	}
+	if r.superseded(ctx, q) {
+		r.note(q, nil)
+		return
+	}
+	if r.catalog.knows(q.Certificate) {
 		return
 	}
 	err := r.hap.Remove(ctx, q.Certificate, q.Force)
 	if ctx.Err() == nil {
 		r.complain(q.Certificate, err, before)
 	}
+	r.note(q, err)
+}
+
+// superseded reports whether what is here was issued after the removal: then nothing of it is left to carry out, also when the store
+// goes back to a time in which nobody knew the new certificate. CAs date back, so where the store knows it its own time counts.
+func (r *removal) superseded(ctx context.Context, q *store.Request) bool {
+	b, err := r.hap.OnDisk(ctx, q.Certificate, "")
+	if err != nil || b == nil {
+		return false
+	}
+	stored := r.catalog.issued(q.Certificate)
+	return !b.NotBefore.Before(q.Done) || stored != nil && stored.Fingerprint == b.Fingerprint && !stored.IssuedAt.Before(q.Done)
+}
+
+// note keeps how a removal ended here.
+func (r *removal) note(q *store.Request, err error) {
 	r.catalog.mu.Lock()
 	r.done[q.ID] = err
 	r.catalog.mu.Unlock()

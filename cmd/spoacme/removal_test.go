@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -44,5 +45,86 @@ func TestRemovalWhileDown(t *testing.T) {
 	r.carryOut(t.Context(), q)
 	if err, _ := r.outcome(q.ID); err != nil || !strings.Contains(said.String(), "the removed certificate is out of HAProxy") {
 		t.Errorf("forced: %v\n%s", err, said.String())
+	}
+}
+
+// diskOnly is a HAProxy of which only the disk matters.
+type diskOnly map[string]*store.Bundle
+
+func (d diskOnly) OnDisk(_ context.Context, name, _ string) (*store.Bundle, error) {
+	return d[name], nil
+}
+
+func (d diskOnly) Remove(_ context.Context, name string, _ bool) error {
+	delete(d, name)
+	return nil
+}
+
+// A removal takes what was there when it was asked for, not what was issued since: also when the store goes back to between the two.
+func TestRemovalSparesWhatIsNewer(t *testing.T) {
+	removed := time.Now().UTC().Add(-time.Hour)
+	ca := storetest.NewCA(t, "CA")
+	issued := func(at time.Time) (*store.Bundle, *store.Certificate) {
+		// CAs date back by an hour.
+		b := ca.Bundle(storetest.Leaf{Domains: []string{"shop.example.com"}, NotBefore: at.Add(-time.Hour), NotAfter: at.AddDate(0, 0, 90)})
+		c := storetest.Records("shop")[1].(*store.Certificate)
+		c.Chain, c.Private, c.Fingerprint = string(b.Chain()), store.NewSecret(b.Key()), b.Fingerprint
+		c.NotBefore, c.NotAfter, c.IssuedAt = b.NotBefore, b.NotAfter, at
+		return b, c
+	}
+	older, _ := issued(removed.Add(-time.Minute))
+	newer, record := issued(removed.Add(time.Minute))
+	later, _ := issued(removed.Add(2 * time.Hour))
+	for name, c := range map[string]struct {
+		disk   *store.Bundle
+		stored bool // first, the newer one; then the store goes back
+		spared bool
+	}{
+		"what was removed":                             {disk: older},
+		"the newer one, seen in the store":             {disk: newer, stored: true, spared: true},
+		"one that is newer by its own dates":           {disk: later, spared: true},
+		"what was removed, its successor on its way":   {disk: older, stored: true},
+		"the newer one, never seen by this sidecar":    {disk: newer}, // by its dates it may be the older one
+		"nothing is there, the newer one in the store": {stored: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := storetest.NewMemory()
+			lease, err := st.Lead(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cat := newCatalog(st, "node", slog.New(slog.DiscardHandler), func([]string) {})
+			commit := func(op store.Op) {
+				t.Helper()
+				if err := st.Commit(t.Context(), lease, nil, []store.Op{op}); err != nil {
+					t.Fatal(err)
+				}
+				if err := cat.apply(t.Context(), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			q := &store.Request{ID: "one", Op: store.RequestRemove, Certificate: "shop", Asked: removed, Done: removed}
+			commit(store.Put(q))
+			disk := diskOnly{}
+			if c.disk != nil {
+				disk["shop"] = c.disk
+			}
+			state := t.TempDir()
+			if c.stored {
+				commit(store.Put(record))
+				newRemoval(disk, cat, slog.New(slog.DiscardHandler), state).carryOut(t.Context(), q)
+				if disk["shop"] != c.disk {
+					t.Error("a certificate that the store has was removed")
+				}
+				commit(store.Delete(record.Key()))
+			}
+			newRemoval(disk, cat, slog.New(slog.DiscardHandler), state).carryOut(t.Context(), q)
+			if spared := disk["shop"] != nil; spared != c.spared {
+				t.Errorf("it is there: %v, want %v", spared, c.spared)
+			}
+			if err, tried := newRemoval(disk, cat, slog.New(slog.DiscardHandler), state).outcome(q.ID); err != nil || !tried {
+				t.Errorf("it is not remembered: %v, %v", err, tried)
+			}
+		})
 	}
 }
