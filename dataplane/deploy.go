@@ -199,8 +199,8 @@ func (h *HAProxy) prepareOne(ctx context.Context, j *job) {
 		j.b, j.want = b, b.Fingerprint
 	}
 	if newer(j.before, j.b) {
-		j.err = fmt.Errorf("%w that HAProxy serves (serial %s, valid from %s); the store's is older: import it, or renew",
-			ErrHeld, j.before.Serial, j.before.NotBefore.UTC().Format(time.DateTime))
+		j.err = fmt.Errorf("%w that HAProxy serves (serial %s, valid from %s); the store's is older: run 'spoacme renew %s'",
+			ErrHeld, j.before.Serial, j.before.NotBefore.UTC().Format(time.DateTime), j.name)
 		return
 	}
 	j.stored, j.disk = h.lookPEM(j.name, j.file, j.b)

@@ -214,7 +214,7 @@ func (h *HAProxy) lookPEM(name, path string, b *store.Bundle) (stored, error) {
 		if worse := b.Worse(old, time.Now()); worse != nil && old == nil {
 			return stored{}, heldBack{fmt.Errorf("%w; renew it", worse)}
 		} else if worse != nil {
-			return stored{}, fmt.Errorf("%w in %s: %w; import that file, or renew", ErrHeld, path, worse)
+			return stored{}, fmt.Errorf("%w in %s: %w; run 'spoacme renew %s', or remove that file", ErrHeld, path, worse, name)
 		}
 		return stored{changed: true, was: was, fresh: was == nil}, nil
 	case errors.Is(err, fs.ErrPermission):
