@@ -240,11 +240,9 @@ func (s *Store) agreeOnCAs(ctx context.Context, m *metaRecord) (write bool, err 
 	return true, nil
 }
 
-// countKeys keeps up to date which of our sealing keys every live node has: the leader seals only with those.
-func (s *Store) countKeys(l *leaseTerm) {
-	if s.cfg.Keys == nil {
-		return
-	}
+// watchNodes keeps up to date which of our sealing keys every live node has, for the leader seals only with those, and who is no longer
+// suspect: that a node has caught up counts also when no barrier is there to see it.
+func (s *Store) watchNodes(l *leaseTerm) {
 	acks, leave := s.acks.join()
 	defer leave()
 	defer s.forgetHeld()
@@ -254,7 +252,10 @@ func (s *Store) countKeys(l *leaseTerm) {
 			return
 		}
 		version = v
-		s.setHeld(t.nodes)
+		s.late.settle(t.nodes, s.epoch())
+		if s.cfg.Keys != nil {
+			s.setHeld(t.nodes)
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ type leaseTerm struct {
 	writer  *writer
 	epoch   string
 	before  uint64 // index of the last transaction of the terms before
+	began   time.Time
 	own     recent
 	// sealedWith are the keys with which everything is sealed since Reseal looked, unused those that it found in no use.
 	sealedWith string
@@ -162,6 +163,7 @@ func (s *Store) tryLead(ctx context.Context) (*leaseTerm, error) {
 		return nil, err
 	}
 	s.metrics.leading.Set(1)
+	l.began = time.Now()
 	go l.run()
 	return l, nil
 }
@@ -212,9 +214,13 @@ func (l *leaseTerm) holds() error {
 	return context.Cause(l.ctx)
 }
 
-// watchClocks ends the lease at its time, also after the machine or the process was stopped.
+// watchClocks ends the lease at its time, also after the machine or the process was stopped. A term does not outlive a restore
+// either: what it has written may be gone, and the next write would be refused.
 func (l *leaseTerm) watchClocks() {
 	for l.holds() == nil {
+		if l.s.jumped().After(l.began) {
+			l.end(errors.New("the store went back in time"))
+		}
 		sleep(l.ctx, 100*time.Millisecond)
 	}
 }

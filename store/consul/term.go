@@ -218,7 +218,7 @@ func (s *Store) lookAfter(l *leaseTerm) {
 	wg.Go(func() { s.watchEdits(l, store.KindIssued) })
 	wg.Go(func() { s.watchEdits(l, store.KindWanted) })
 	wg.Go(func() { s.watchEdits(l, kindForeign) })
-	wg.Go(func() { s.countKeys(l) })
+	wg.Go(func() { s.watchNodes(l) })
 	wg.Wait()
 }
 
