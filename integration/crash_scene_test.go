@@ -14,6 +14,7 @@ import (
 
 	"github.com/spoacme/spoacme/integration/fixture"
 	"github.com/spoacme/spoacme/status"
+	"github.com/spoacme/spoacme/store"
 )
 
 // scene is a HAProxy, an ACME server and a sidecar, with a hand on everything that goes between them.
@@ -189,11 +190,33 @@ func (c *scene) crtDir() string { return filepath.Dir(c.h.CrtList()) }
 // store is the folder of the sidecar's store.
 func (c *scene) store() string { return filepath.Join(filepath.Dir(c.h.ConfigDir()), "store") }
 
-// converges waits until a name is served and nothing is left over, and demands that the CA signed the given number of
+// onDisk fails until HAProxy would start with the newest certificate of a name: its file and its line are there.
+func (c *scene) onDisk(domain string) error {
+	name, _, _ := strings.Cut(domain, ".")
+	path := filepath.Join(c.crtDir(), name+".pem")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	b, err := store.ParseBundle(text)
+	if err != nil {
+		return err
+	}
+	issued := c.ca.IssuedFor(c.p, domain)
+	if len(issued) == 0 || issued[len(issued)-1].Serial != b.Serial {
+		return fmt.Errorf("%s holds %s, which is not the newest", path, b.Serial)
+	}
+	if list, err := os.ReadFile(c.h.CrtList()); err != nil || !strings.Contains(string(list), path+"\n") {
+		return fmt.Errorf("the crt-list has no line for %s: %v", path, err)
+	}
+	return nil
+}
+
+// converges waits until a name is served and on disk and nothing is left over, and demands that the CA signed the given number of
 // certificates for it and was asked for at most one order more.
 func (c *scene) converges(name string, certificates int) {
 	c.t.Helper()
-	c.await(30*time.Second, func() error { return errors.Join(c.serves(name), c.settled()) })
+	c.await(30*time.Second, func() error { return errors.Join(c.serves(name), c.onDisk(name), c.settled()) })
 	issued, orders, finalized := c.ca.IssuedFor(c.p, name), c.ca.Orders(name), c.ca.Finalized(name)
 	if len(issued) != certificates || len(finalized) != certificates || len(orders) > certificates+1 {
 		c.t.Errorf("%s: %d certificates, %d orders of which %d were finalized; want %d certificates", name, len(issued), len(orders),
