@@ -93,16 +93,35 @@ func (c *control) accept(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusBadRequest, failure{"the request can't be read: use a spoacme of the same version"})
 		return
 	}
-	if err := c.refuse(q); err != nil {
-		reply(w, http.StatusConflict, failure{err.Error()})
-		return
+	rec := c.forced(q)
+	if rec == nil {
+		if err := c.refuse(q); err != nil {
+			reply(w, http.StatusConflict, failure{err.Error()})
+			return
+		}
+		rec = &store.Request{ID: rand.Text(), Op: q.Op, Certificate: q.Certificate, Spec: q.Spec, Force: q.Force, Asked: time.Now().UTC()}
 	}
-	rec := &store.Request{ID: rand.Text(), Op: q.Op, Certificate: q.Certificate, Spec: q.Spec, Force: q.Force, Asked: time.Now().UTC()}
 	if err := c.store.Commit(r.Context(), nil, nil, []store.Op{store.Put(rec)}); err != nil {
 		reply(w, http.StatusServiceUnavailable, failure{fmt.Sprintf("store the request: %v", err)})
 		return
 	}
 	reply(w, http.StatusOK, ticket{rec.ID})
+}
+
+// forced returns a removal that the fleet has carried out and this node has not, because its HAProxy needs the certificate, when the same
+// is asked for once more with force: it goes on with force. The store has no such certificate any more that could be removed.
+func (c *control) forced(q request) *store.Request {
+	if q.Op != store.RequestRemove || !q.Force || c.removal == nil {
+		return nil
+	}
+	for _, old := range all[*store.Request](c.catalog) {
+		if err, tried := c.removal.outcome(old.ID); old.Certificate == q.Certificate && tried && err != nil {
+			again := *old
+			again.Force = true
+			return &again
+		}
+	}
+	return nil
 }
 
 // forget drops what a node that is gone left behind.

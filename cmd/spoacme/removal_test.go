@@ -128,3 +128,32 @@ func TestRemovalSparesWhatIsNewer(t *testing.T) {
 		})
 	}
 }
+
+// A removal that HAProxy refuses can be asked for once more with force, although the store has nothing left to remove.
+func TestRemovalIsForced(t *testing.T) {
+	st, log := storetest.NewMemory(), slog.New(slog.DiscardHandler)
+	cat := newCatalog(st, "node", log, func([]string) {})
+	q := &store.Request{ID: "one", Op: store.RequestRemove, Certificate: "shop", Asked: time.Now().UTC(), Done: time.Now().UTC()}
+	if err := st.Commit(t.Context(), nil, nil, []store.Op{store.Put(q)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := cat.apply(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	ctl := &control{store: st, catalog: cat, removal: newRemoval(diskOnly{}, cat, log, t.TempDir()), log: log}
+	ctl.removal.note(q, errors.New("it is the only one"))
+	for _, c := range []struct {
+		ask  request
+		want *store.Request
+	}{
+		{request{Op: store.RequestRemove, Certificate: "shop"}, nil},
+		{request{Op: store.RequestRemove, Certificate: "blog", Force: true}, nil},
+		{request{Op: store.RequestRenew, Certificate: "shop", Force: true}, nil},
+		{request{Op: store.RequestRemove, Certificate: "shop", Force: true}, q},
+	} {
+		got := ctl.forced(c.ask)
+		if (got == nil) != (c.want == nil) || got != nil && (got.ID != c.want.ID || !got.Force) {
+			t.Errorf("%+v: %+v", c.ask, got)
+		}
+	}
+}
