@@ -140,7 +140,7 @@ func (t *term) register(ctx context.Context, c *client, ca CA, email string) err
 	if ca.EABKeyID == "" && c.core.GetDirectory().Meta.ExternalAccountRequired {
 		return &failure{class: classAccount, err: errors.New("register account: externalAccountRequired; " + remedies["externalAccountRequired"])}
 	}
-	got, err := retry(ctx, func() (acme.ExtendedAccount, error) {
+	got, err := retry(ctx, c.transport, func() (acme.ExtendedAccount, error) {
 		if ca.EABKeyID != "" {
 			return c.core.Accounts.NewEAB(req, ca.EABKeyID, ca.EABKey)
 		}
@@ -169,7 +169,7 @@ func (t *term) register(ctx context.Context, c *client, ca CA, email string) err
 // setContact brings a changed address to the CA. A failure costs nothing but the news.
 func (t *term) setContact(ctx context.Context, c *client, email string) {
 	acc := *c.account
-	_, err := retry(ctx, func() (acme.Account, error) {
+	_, err := retry(ctx, c.transport, func() (acme.Account, error) {
 		return c.core.Accounts.Update(acc.URL, acme.Account{Contact: contact(email)})
 	})
 	if err == nil {

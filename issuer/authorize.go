@@ -32,7 +32,9 @@ func (f *flow) authorize(ctx context.Context, order acme.ExtendedOrder) (acme.Ex
 	for _, url := range urls {
 		g.Go(func() error { return f.ca.answer(gctx, url) })
 	}
-	if err := g.Wait(); err != nil {
+	if err := g.Wait(); mustWait(err) {
+		return order, err
+	} else if err != nil {
 		// One answer refused may be the consequence of another name's failure: that is what the user should read.
 		if blamed := f.blame(ctx, order.Authorizations); blamed != nil {
 			return order, blamed

@@ -46,7 +46,7 @@ func connect(tr *transport, agent, directory, kid string, acc *store.Account) (*
 	if err != nil {
 		return nil, fmt.Errorf("open account %s: %w", acc.ID, err)
 	}
-	core, err := retry(tr.ctx, func() (*api.Core, error) {
+	core, err := retry(tr.ctx, tr, func() (*api.Core, error) {
 		return api.New(&http.Client{Transport: tr}, agent, directory, kid, key)
 	})
 	if err != nil {
@@ -85,7 +85,7 @@ func (c *client) newOrder(o *store.Order) (acme.ExtendedOrder, error) {
 		Profile: o.Spec.Profile, ReplacesCertID: o.Replaces,
 	})
 	if err != nil {
-		return order, fmt.Errorf("place order: %w", err)
+		return order, fmt.Errorf("place order: %w", c.transport.explain(err))
 	}
 	if order.Location == "" || len(order.Location) > 2048 {
 		return order, errors.New("place order: the CA did not say where the order is")
@@ -102,7 +102,7 @@ func (c *client) sane(order *acme.Order, names int) error {
 }
 
 func (c *client) order(ctx context.Context, o *store.Order) (acme.ExtendedOrder, error) {
-	order, err := retry(ctx, func() (acme.ExtendedOrder, error) { return c.core.Orders.Get(o.URL) })
+	order, err := retry(ctx, c.transport, func() (acme.ExtendedOrder, error) { return c.core.Orders.Get(o.URL) })
 	if err != nil {
 		return order, fmt.Errorf("read order: %w", err)
 	}
@@ -110,7 +110,7 @@ func (c *client) order(ctx context.Context, o *store.Order) (acme.ExtendedOrder,
 }
 
 func (c *client) authorization(ctx context.Context, url string) (acme.Authorization, error) {
-	a, err := retry(ctx, func() (acme.Authorization, error) { return c.core.Authorizations.Get(url) })
+	a, err := retry(ctx, c.transport, func() (acme.Authorization, error) { return c.core.Authorizations.Get(url) })
 	if err != nil {
 		return a, fmt.Errorf("read authorization: %w", err)
 	}
@@ -120,9 +120,9 @@ func (c *client) authorization(ctx context.Context, url string) (acme.Authorizat
 // answer tells the CA to validate a challenge. One that it is validating already, after an answer that got lost, is
 // fine.
 func (c *client) answer(ctx context.Context, url string) error {
-	_, err := retry(ctx, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.New(url) })
+	_, err := retry(ctx, c.transport, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.New(url) })
 	if isProblem(err, "malformed") {
-		ch, unread := retry(ctx, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.Get(url) })
+		ch, unread := retry(ctx, c.transport, func() (acme.ExtendedChallenge, error) { return c.core.Challenges.Get(url) })
 		if unread == nil && ch.Status != acme.StatusPending {
 			return nil
 		}
@@ -137,7 +137,7 @@ func (c *client) answer(ctx context.Context, url string) error {
 }
 
 func (c *client) certificate(ctx context.Context, url string) ([]byte, error) {
-	chain, err := retry(ctx, func() ([]byte, error) {
+	chain, err := retry(ctx, c.transport, func() ([]byte, error) {
 		chain, _, err := c.core.Certificates.Get(url, true)
 		return chain, err
 	})
@@ -165,14 +165,18 @@ func (c *client) now() time.Time {
 }
 
 // retry repeats what may be repeated while the CA fails in ways that pass: three tries within some seconds. The pauses
-// of a failing CA are longer and stored: see attempt.go.
-func retry[T any](ctx context.Context, call func() (T, error)) (T, error) {
+// of a failing CA are longer and stored: see attempt.go. What a sibling's failure has ended is not begun.
+func retry[T any](ctx context.Context, tr *transport, call func() (T, error)) (v T, err error) {
+	if ctx.Err() != nil {
+		return v, context.Cause(ctx)
+	}
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval = 250 * time.Millisecond
 	pauses.MaxInterval = 2 * time.Second
 	pauses.RandomizationFactor = 0 // one process of a fleet asks
 	return backoff.Retry(ctx, func() (T, error) {
 		v, err := call()
+		err = tr.explain(err)
 		if err != nil && (ended(ctx, err) || !isTransient(err)) {
 			err = backoff.Permanent(err)
 		}

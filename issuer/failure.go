@@ -69,10 +69,10 @@ func fail(err error) *failure {
 		if problem.HTTPStatus == http.StatusNotFound && f.class == classRefused {
 			f.class = classUnavailable // part of an order that is gone: the next try finds out
 		}
-		f.until = retryAfterOf(err)
+		f.until = untilOf(err)
 		return f
 	}
-	f = &failure{class: classUnavailable, err: err}
+	f = &failure{class: classUnavailable, until: untilOf(err), err: err}
 	var h *httpError
 	if errors.As(err, &h) {
 		f.until = h.until
@@ -95,13 +95,19 @@ func context1(err error) string {
 	return before
 }
 
-// retryAfterOf reads what transport has made of the header: seconds.
-func retryAfterOf(err error) time.Time {
-	var limited *acme.RateLimitedError
-	if !errors.As(err, &limited) {
+// untilOf is the Retry-After that came with a problem; the zero time without one.
+func untilOf(err error) time.Time {
+	var d *delayed
+	if !errors.As(err, &d) {
 		return time.Time{}
 	}
-	return retryAfter(http.Header{"Retry-After": {limited.RetryAfter}})
+	return d.until
+}
+
+// mustWait reports whether the CA wants to be left alone for a time: then not even a question follows.
+func mustWait(err error) bool {
+	f := fail(err)
+	return !f.until.IsZero() && (f.class == classUnavailable || f.class == classLimited)
 }
 
 // The remedies for problems whose detail does not say one, by the last word of the problem's type

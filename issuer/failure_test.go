@@ -43,6 +43,21 @@ var badAnswers = []bad{
 	{name: "maintenance", op: "directory", pause: 2 * time.Hour, answer: func() *http.Response {
 		return answer(503, "", "Retry-After", "7200")
 	}, want: `reach the CA: https://ca.example/directory: HTTP status 503, and no explanation`},
+	{name: "busy", op: "order", pause: 2 * time.Hour, answer: busy, want: "place order: serverInternal: come back later"},
+	{name: "busy, directory", op: "directory", pause: 2 * time.Hour, answer: busy, want: "reach the CA: get directory at 'https://ca.example/directory': serverInternal: come back later"},
+	{name: "busy, nonce", op: "nonce", pause: 2 * time.Hour, answer: func() *http.Response {
+		return answer(503, "", "Retry-After", "7200")
+	}, want: "register account: failed to post JWS message: failed to sign content: " +
+		"failed to sign content: go-jose/go-jose: Error generating nonce: failed to get nonce from HTTP HEAD: 503 ::HEAD :: https://ca.example/nonce :: unexpected end of JSON input :: "},
+	{name: "busy, account", op: "account", pause: 2 * time.Hour, answer: busy, want: "register account: serverInternal: come back later"},
+	{name: "busy, authorization", op: "authz", pause: 2 * time.Hour, orders: 1, answer: busy, want: "read authorization: serverInternal: come back later"},
+	{name: "busy, challenge", op: "challenge", pause: 2 * time.Hour, orders: 1, answer: busy, want: "answer challenge: serverInternal: come back later"},
+	{name: "busy, order", op: "get", pause: 2 * time.Hour, orders: 1, answer: busy, want: "read order: serverInternal: come back later"},
+	{name: "busy, finalize", op: "finalize", pause: 2 * time.Hour, orders: 1, answer: busy, want: "finalize order: serverInternal: come back later"},
+	{name: "busy, certificate", op: "certificate", pause: 2 * time.Hour, orders: 1, answer: busy, want: "download certificate: serverInternal: come back later"},
+	{name: "limit without its status", op: "order", pause: 2 * time.Hour, answer: func() *http.Response {
+		return problem(503, "rateLimited", "Service busy; retry later.", "Retry-After", "7200")
+	}, want: "place order: rateLimited: Service busy; retry later."},
 	{name: "wrong directory", op: "directory", pause: time.Minute, answer: func() *http.Response {
 		return answer(404, "nothing here")
 	}, want: `reach the CA: https://ca.example/directory: HTTP status 404, an answer that is not JSON`},
@@ -102,6 +117,11 @@ var badAnswers = []bad{
 			return pem.EncodeToMemory(block)
 		}
 	}, pause: 3 * time.Hour, want: "refuse the CA's certificate: check certificate: the chain is incomplete: the issuer's certificate is missing"},
+}
+
+// busy is a CA that wants two hours of silence.
+func busy() *http.Response {
+	return problem(503, "serverInternal", "come back later", "Retry-After", "7200")
 }
 
 func failName(name string) func(b *bench) {

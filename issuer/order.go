@@ -172,7 +172,10 @@ func (f *flow) finalize(ctx context.Context, order acme.ExtendedOrder) (acme.Ext
 	if ended(ctx, refused) {
 		return order, refused
 	}
-	refused = fmt.Errorf("finalize order: %w", refused)
+	refused = fmt.Errorf("finalize order: %w", f.ca.transport.explain(refused))
+	if mustWait(refused) {
+		return order, refused
+	}
 	if isProblem(refused, "orderNotReady") {
 		return f.poll(ctx, acme.StatusReady, acme.StatusPending)
 	}

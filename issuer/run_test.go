@@ -82,6 +82,48 @@ func TestRateLimits(t *testing.T) {
 	})
 }
 
+// A CA that says when it is back is left alone until then: by other certificates, after a restart, and when an operator asks.
+func TestBusyCA(t *testing.T) {
+	bubble(t, "over a restart", func(t *testing.T, b *bench) {
+		b.ca.intercept = func(r *request) *http.Response {
+			if r.op == "order" {
+				return busy()
+			}
+			return nil
+		}
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(time.Minute)
+		before := b.ca.total(requests)
+		b.stop()
+		b.demand("shop=shop.example.com", "blog=blog.example.com")
+		b.rig(func(ca *model) { ca.intercept = nil })
+		b.start()
+		b.ask(store.RequestRenew, "shop", store.Spec{})
+		b.settle(time.Hour + 57*time.Minute)
+		if n := b.ca.total(requests) - before; n != 0 {
+			t.Errorf("%d requests before the CA allowed them", n)
+		}
+		b.settle(4 * time.Minute)
+		if b.count(store.KindIssued) != 2 {
+			t.Error("not issued afterwards")
+		}
+	})
+	bubble(t, "another one goes on", func(t *testing.T, b *bench) {
+		second := newModel(t)
+		second.host, second.validate = "second.example", b.published
+		b.ca.intercept = func(*request) *http.Response { return busy() }
+		b.cfg.HTTP = &http.Client{Transport: both{b.ca, second}}
+		b.cfg.CAs = append(b.cfg.CAs, CA{Directory: second.directory()})
+		b.demand("shop=shop.example.com")
+		b.start()
+		b.settle(10 * time.Second)
+		if c := b.stored("shop"); c.CA != second.directory() {
+			t.Errorf("issued by %s", c.CA)
+		}
+	})
+}
+
 // Limits of our own stay below the CA's.
 func TestOwnLimits(t *testing.T) {
 	bubble(t, "orders", func(t *testing.T, b *bench) {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/go-acme/lego/v4/acme"
 )
 
 const (
@@ -37,7 +39,8 @@ type transport struct {
 	observe func(status int, took time.Duration)
 
 	mu     sync.Mutex
-	after  map[string]time.Time // Retry-After by URL, until it is asked for
+	after  map[string]time.Time // Retry-After of the last answer, by URL, until it is asked for
+	nonces time.Time            // Retry-After of the last request for a nonce, if that was refused
 	clock  time.Time            // the CA's Date
 	readAt time.Time            // when it was read
 }
@@ -66,7 +69,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	t.observe(resp.StatusCode, time.Since(start))
-	t.note(req.URL.String(), resp.Header)
+	t.note(req, resp)
 	if req.Method != http.MethodHead {
 		if what := notACME(resp.StatusCode, body); what != "" {
 			return nil, &httpError{resp.StatusCode, retryAfter(resp.Header), what}
@@ -113,19 +116,60 @@ func notACME(status int, body []byte) string {
 	return ""
 }
 
-func (t *transport) note(url string, h http.Header) {
+func (t *transport) note(req *http.Request, resp *http.Response) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if at := retryAfter(h); !at.IsZero() {
+	at, url := retryAfter(resp.Header), req.URL.String()
+	if delete(t.after, url); !at.IsZero() {
 		if len(t.after) > 1000 { // of answers that nobody asked about
 			clear(t.after)
 		}
 		t.after[url] = at
-		h.Set("Retry-After", strconv.Itoa(int(time.Until(at).Seconds()+1)))
 	}
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+	if req.Method == http.MethodHead { // the library asks for nothing else but nonces like that
+		if t.nonces = at; resp.StatusCode < 400 {
+			t.nonces = time.Time{}
+		}
+	}
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		t.clock, t.readAt = date, time.Now()
 	}
+}
+
+// delayed is an error of the library with the Retry-After that came with it.
+type delayed struct {
+	error
+	until time.Time
+}
+
+func (e *delayed) Unwrap() error { return e.error }
+
+// explain gives an error of the library back what the library has dropped of the answer.
+func (t *transport) explain(err error) error {
+	var p *acme.ProblemDetails
+	var until time.Time
+	switch {
+	case err == nil, errors.As(err, new(*httpError)), errors.As(err, new(*delayed)):
+		return err
+	case errors.As(err, &p):
+		until = t.retryAfterOf(p.URL)
+	default:
+		until = t.noncesAfter()
+	}
+	if until.IsZero() {
+		return err
+	}
+	return &delayed{err, until}
+}
+
+// noncesAfter is when the CA gives nonces again, if it has just refused one. The library's error for it says nothing but text.
+func (t *transport) noncesAfter() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.nonces.After(time.Now()) {
+		return time.Time{}
+	}
+	return t.nonces
 }
 
 // retryAfterOf returns, once, what the last answer from a URL said.

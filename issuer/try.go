@@ -245,8 +245,8 @@ func (t *term) failed(ctx context.Context, o outcome) error {
 	return nil
 }
 
-// closed notes that a CA, or our account there, fails for every certificate alike. What must survive this process, the
-// CA's own demand, is returned.
+// closed notes that a CA, or our account there, fails for every certificate alike. What must survive this process and any
+// wish of an operator, the CA's own demand, is returned.
 func (t *term) closed(directory string, f *failure, now time.Time) *store.Budget {
 	switch f.class {
 	case classLimited:
@@ -254,12 +254,11 @@ func (t *term) closed(directory string, f *failure, now time.Time) *store.Budget
 		if !f.wide && t.limited[directory] < 3 {
 			return nil
 		}
-		b := t.spend(directory, 0, now)
-		b.Error, b.Until = f.Error(), f.until.UTC()
-		if b.Until.IsZero() {
-			b.Until = now.Add(paces[classLimited].first).UTC()
+		until := f.until
+		if until.IsZero() {
+			until = now.Add(paces[classLimited].first)
 		}
-		return b
+		return t.shut(directory, f, until, now)
 	case classUnavailable, classAccount:
 		if f.gone || errors.Is(f, errSlow) {
 			return nil
@@ -273,9 +272,18 @@ func (t *term) closed(directory string, f *failure, now time.Time) *store.Budget
 			out.failures++
 			out.until = now.Add(t.wait(f.class, out.failures))
 		}
-		if out.until.Before(f.until) {
-			out.until = f.until
+		if f.until.After(now) {
+			return t.shut(directory, f, f.until, now)
 		}
 	}
 	return nil
+}
+
+// shut is the budget of a CA that wants no requests before a certain time; an earlier answer that wanted more time still counts.
+func (t *term) shut(directory string, f *failure, until, now time.Time) *store.Budget {
+	b := t.spend(directory, 0, now)
+	if until = until.UTC(); until.After(b.Until) {
+		b.Error, b.Until = f.Error(), until
+	}
+	return b
 }
