@@ -21,7 +21,11 @@ func (f *flow) fetch(ctx context.Context, order acme.ExtendedOrder) error {
 	if err != nil {
 		return err
 	}
-	cert, err := f.check(chain)
+	b, err := store.ParseBundle(chain, f.rec.Private.Reveal())
+	if err != nil {
+		return f.damaged(ctx, chain, err)
+	}
+	cert, err := f.check(b)
 	var late *failure
 	if errors.As(err, &late) {
 		return late
@@ -33,12 +37,29 @@ func (f *flow) fetch(ctx context.Context, order acme.ExtendedOrder) error {
 	return f.keep(ctx, cert)
 }
 
-// check makes the record of a chain that belongs to our key, has all names, is valid now and complete.
-func (f *flow) check(chain []byte) (*store.Certificate, error) {
-	b, err := store.ParseBundle(chain, f.rec.Private.Reveal())
-	if err != nil {
-		return nil, err
+// damagedFor is for how long the same damage must come before an order is given up for it.
+const damagedFor = 6 * time.Hour
+
+// damaged keeps the order of a download that is no certificate for our key: what was cut off or mixed up on its way comes whole the next
+// time, and another order would be a second certificate. What stays the same for hours is what the CA has.
+func (f *flow) damaged(ctx context.Context, chain []byte, why error) error {
+	now := time.Now().UTC()
+	if d := digest(string(chain)); f.rec.Damaged != d {
+		f.rec.Damaged, f.rec.DamagedAt = d, now
+		rec := f.rec
+		if err := f.t.commit(ctx, nil, []store.Op{store.Put(&rec)}); err != nil {
+			return fmt.Errorf("store order: %w", err)
+		}
 	}
+	fl := &failure{class: classUnavailable, own: true, err: fmt.Errorf("refuse the CA's certificate: %w", why)}
+	if now.Sub(f.rec.DamagedAt) >= damagedFor {
+		fl.class, fl.gone = classRefused, true
+	}
+	return fl
+}
+
+// check makes the record of a chain that belongs to our key, if it has all names, is valid now and complete.
+func (f *flow) check(b *store.Bundle) (*store.Certificate, error) {
 	if f.plan.why == recorded && !f.ca.now().Before(b.NotAfter) { // nobody was there to fetch it: not the CA's fault
 		return nil, &failure{class: classUnavailable, gone: true, err: fmt.Errorf("it expired at %s, before it was fetched", b.NotAfter)}
 	}

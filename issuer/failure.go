@@ -36,6 +36,7 @@ type failure struct {
 	until  time.Time // the CA's Retry-After; zero without one
 	wide   bool      // a limit on the account or on all requests, not on this certificate
 	gone   bool      // the order is over at the CA
+	own    bool      // of this order alone: the CA is there for others
 	err    error
 }
 

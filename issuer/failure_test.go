@@ -100,8 +100,6 @@ var badAnswers = []bad{
 	}, want: "authorize shop.example.com: the CA offers no http-01 challenge; use dns-01 or another CA"},
 	{name: "one name fails", rig: failName("www.example.com"), pause: time.Minute, domain: "www.example.com",
 		want: "validate www.example.com: unauthorized: the answer was wrong: not found; the name must lead to HAProxy on port 80, and its challenge rule must stand before redirects"},
-	{name: "another key", rig: func(b *bench) { b.ca.chain = func([]byte) []byte { return otherChain(b.ca) } }, pause: 3 * time.Hour,
-		want: "refuse the CA's certificate: parse certificate: the private key does not belong to any of the certificates"},
 	{name: "a name is missing", rig: func(b *bench) {
 		b.ca.leaf = func(c *x509.Certificate) { c.DNSNames = c.DNSNames[:1] }
 	}, pause: 3 * time.Hour, want: "refuse the CA's certificate: check certificate: it does not hold www.example.com"},
@@ -197,6 +195,68 @@ func (b *bench) recovers(c bad, next time.Time) {
 		b.t.Error("not issued when the CA was well again")
 	}
 	b.clean()
+}
+
+// A download that is no certificate for our key does not cost an order, unless it stays the same for hours.
+func TestDamagedDownload(t *testing.T) {
+	cut := func(c []byte) []byte { return c[:len(c)*3/4] }
+	for _, c := range []struct {
+		name   string
+		damage func(ca *model, n int, chain []byte) []byte // of the n-th download from the first order
+		want   string                                      // of the first
+		orders int
+		within time.Duration
+	}{
+		{"cut off once", func(_ *model, n int, c []byte) []byte {
+			if n == 1 {
+				return cut(c)
+			}
+			return c
+		}, "refuse the CA's certificate: parse certificate: a PEM block is damaged or cut off", 1, 2 * time.Minute},
+		{"cut off elsewhere each time", func(_ *model, n int, c []byte) []byte {
+			if n < 15 {
+				return c[:len(c)-10*n]
+			}
+			return c
+		}, "refuse the CA's certificate: parse certificate: a PEM block is damaged or cut off", 1, 14 * time.Hour},
+		{"always cut off", func(_ *model, _ int, c []byte) []byte {
+			return cut(c)
+		}, "refuse the CA's certificate: parse certificate: a PEM block is damaged or cut off", 2, 40 * time.Hour},
+		{"for another key", func(ca *model, n int, c []byte) []byte {
+			if n == 1 {
+				return otherChain(ca)
+			}
+			return c
+		}, "refuse the CA's certificate: parse certificate: the private key does not belong to any of the certificates", 1, 2 * time.Minute},
+	} {
+		bubble(t, c.name, func(t *testing.T, b *bench) {
+			n := 0
+			b.ca.download = func(o *modelOrder) []byte {
+				if o != b.ca.orders[0] {
+					return o.chain
+				}
+				n++
+				return c.damage(b.ca, n, o.chain)
+			}
+			b.demand("shop=shop.example.com")
+			b.start()
+			b.settle(time.Second)
+			a, o := read[*store.Attempt](b, store.KindAttempt, "shop"), read[*store.Order](b, store.KindOrder, "shop")
+			if a == nil || a.Error != c.want || o == nil || o.URL == "" {
+				t.Errorf("attempt %+v, order kept %t", a, o != nil)
+			}
+			b.demand("shop=shop.example.com", "blog=blog.example.com")
+			b.settle(10 * time.Second)
+			if read[*store.Certificate](b, store.KindIssued, "blog") == nil {
+				t.Error("another certificate was held up")
+			}
+			b.settle(c.within)
+			if b.count(store.KindIssued) != 2 || b.ca.issued()["shop.example.com"] != c.orders {
+				t.Errorf("%d stored, %v signed", b.count(store.KindIssued), b.ca.issued())
+			}
+			b.clean()
+		})
+	}
 }
 
 // What is untidy but right is made tidy.

@@ -260,7 +260,7 @@ func (t *term) closed(directory string, f *failure, now time.Time) *store.Budget
 		}
 		return t.shut(directory, f, until, now)
 	case classUnavailable, classAccount:
-		if f.gone || errors.Is(f, errSlow) {
+		if f.gone || f.own || errors.Is(f, errSlow) {
 			return nil
 		}
 		out := t.outages[directory]

@@ -92,6 +92,9 @@ type Order struct {
 	Started    time.Time `json:"started"`
 	Finalized  bool      `json:"finalized,omitempty"` // finalize was about to be called
 	Replaces   string    `json:"replaces,omitempty"`  // ARI id of the certificate that it replaces
+	// Damaged is the digest of what came last in place of the certificate, DamagedAt when that came first.
+	Damaged   string    `json:"damaged,omitempty"`
+	DamagedAt time.Time `json:"damaged_at,omitzero"`
 }
 
 // Attempt is what went wrong last with a certificate and when the next try may start. It is

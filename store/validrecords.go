@@ -50,7 +50,8 @@ func (r *Certificate) Validate() error {
 // Validate implements Record.
 func (r *Order) Validate() error {
 	err := first(ValidName(r.Name), validURL("ca", r.CA), ValidName(r.Account), r.Spec.Validate(),
-		optionalURL("url", r.URL), validTime("started", r.Started), validText("replaces", r.Replaces))
+		optionalURL("url", r.URL), validTime("started", r.Started), validText("replaces", r.Replaces),
+		validText("damaged", r.Damaged), optionalTime("damaged_at", r.DamagedAt))
 	switch {
 	case err != nil:
 		return err
