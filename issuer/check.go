@@ -77,7 +77,16 @@ func (f *flow) check(b *store.Bundle) (*store.Certificate, error) {
 // the decision was about. Where somebody has put another one there meanwhile, the better of the two stays.
 func (f *flow) keep(ctx context.Context, cert *store.Certificate) error {
 	p := f.plan
-	for range 3 {
+	for n := range 3 {
+		if n > 0 {
+			if err := p.reread(ctx, f.t.store); err != nil {
+				return fmt.Errorf("store certificate: %w", err)
+			}
+		}
+		if f.outdone(cert, n > 0) {
+			f.t.log.Warn("a better certificate is stored already; it is kept", "certificate", p.name, "serial", p.old.Serial, "not", cert.Serial)
+			return f.t.commit(ctx, p.unchanged(), p.end())
+		}
 		now := time.Now().UTC()
 		cert.IssuedAt = now
 		if p.wanted != nil && cert.IssuedAt.Before(p.wanted.RenewAsked) { // the clock was set back since
@@ -93,15 +102,30 @@ func (f *flow) keep(ctx context.Context, cert *store.Certificate) error {
 		if invalid := (*failure)(nil); errors.As(err, &invalid) || !errors.Is(err, store.ErrRefused) {
 			return err
 		}
-		if err := p.reread(ctx, f.t.store); err != nil {
-			return fmt.Errorf("store certificate: %w", err)
-		}
-		if p.old != nil && !p.old.NotAfter.Before(cert.NotAfter) && covers(p.old.Domains, cert.Domains) {
-			f.t.log.Warn("a certificate that somebody else stored is kept", "certificate", p.name)
-			return f.t.commit(ctx, p.unchanged(), p.end())
-		}
 	}
 	return errors.New("store certificate: the record changes all the time")
+}
+
+// outdone reports whether what is stored is better than what an order has brought: it was put there meanwhile, or the order is an
+// old one that a restore has brought back, and what came of later ones was taken back already.
+func (f *flow) outdone(cert *store.Certificate, meanwhile bool) bool {
+	p := f.plan
+	switch {
+	case p.old == nil:
+		return false
+	case meanwhile && !p.old.NotAfter.Before(cert.NotAfter) && covers(p.old.Domains, cert.Domains):
+		return true
+	case p.why != recorded: // the decision was to replace it, whatever its dates
+		return false
+	case p.old.Fingerprint == cert.Fingerprint:
+		return true
+	}
+	held, err := p.old.Bundle()
+	if err != nil {
+		return false
+	}
+	b, err := cert.Bundle()
+	return err == nil && b.Worse(held, f.ca.now()) != nil
 }
 
 // issuedBefore lists when certificates for the same names were issued within the last week.

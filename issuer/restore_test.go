@@ -211,6 +211,40 @@ func TestOlderRenew(t *testing.T) {
 	}
 }
 
+// An order that a restore brings back does not replace what came of a later one.
+func TestOlderOrder(t *testing.T) {
+	for name, again := range map[string]bool{"with a later certificate": false, "with its own certificate": true} {
+		bubble(t, name, func(t *testing.T, b *bench) {
+			b.demand("shop=shop.example.com")
+			var older *store.Order
+			b.ca.after = func(r *request) {
+				if o := read[*store.Order](b, store.KindOrder, "shop"); r.op == "finalize" && older == nil {
+					older = o
+				}
+			}
+			b.start()
+			b.settle(time.Second)
+			if !again {
+				b.settle(day)
+				b.ask(store.RequestRenew, "shop", store.Spec{})
+			}
+			want := b.stored("shop")
+			b.stop()
+			b.leave(older)
+			b.start()
+			b.settle(5 * time.Second)
+			b.clean()
+			if c := b.stored("shop"); c.Fingerprint != want.Fingerprint || !c.IssuedAt.Equal(want.IssuedAt) {
+				t.Errorf("stored is %s of %s, was %s of %s", c.Serial, c.IssuedAt, want.Serial, want.IssuedAt)
+			}
+			b.settle(time.Hour)
+			if n := b.ca.total(orders); again && n != 1 || !again && n != 2 {
+				t.Errorf("%d orders", n)
+			}
+		})
+	}
+}
+
 // What is offered is not believed.
 func TestBadOffers(t *testing.T) {
 	bubble(t, "refused", func(t *testing.T, b *bench) {
