@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -20,8 +19,8 @@ import (
 var copied = []store.Kind{store.KindWanted, store.KindOrder, store.KindIssued, store.KindAccount}
 
 // KeepCopy keeps account, open orders, certificates and what was issued by hand in a store of this process's own,
-// until ctx ends. A store that lacks an account that is in the copy was lost, or is an older one: then nothing of the
-// copy is given up.
+// until ctx ends. What the store does not have is given up only where it is known why it has not (see gap): a store that
+// was lost, or that is an older one, takes nothing from the copy.
 func KeepCopy(ctx context.Context, from, to store.Store, log *slog.Logger) error {
 	lease, err := to.Lead(ctx)
 	if err != nil {
@@ -50,6 +49,10 @@ type copier struct {
 	keys map[store.Key]bool
 }
 
+// copiedAgain is when everything is compared though nothing has changed: what has expired in the copy goes, and the copy's mark says
+// that nothing was missed.
+const copiedAgain = 24 * time.Hour
+
 func (k *copier) changed(keys []store.Key) {
 	k.mu.Lock()
 	k.all = k.all || keys == nil
@@ -65,10 +68,15 @@ func (k *copier) changed(keys []store.Key) {
 
 func (k *copier) run(ctx context.Context) {
 	failed := false
+	again := time.NewTicker(copiedAgain)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-again.C:
+			k.changed(nil)
+			continue
 		case <-k.wake:
 		}
 		k.mu.Lock()
@@ -92,26 +100,26 @@ func (k *copier) run(ctx context.Context) {
 }
 
 func (k *copier) bring(ctx context.Context, all bool, keys map[store.Key]bool) error {
-	lost := sync.OnceValues(func() ([]store.Entry, error) { return lostAccounts(ctx, k.from, k.to) })
+	why := newGap(k.from, k.to)
 	if !all {
 		for _, key := range slices.SortedFunc(maps.Keys(keys), func(a, b store.Key) int { return cmp.Compare(a.String(), b.String()) }) {
-			if err := k.one(ctx, key, lost); err != nil {
+			if err := k.one(ctx, key, why); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	for _, kind := range copied {
-		if err := k.kind(ctx, kind, lost); err != nil {
+		if err := k.kind(ctx, kind, why); err != nil {
 			return err
 		}
 	}
-	return nil
+	return k.commit(ctx, []store.Op{store.Put(mark(time.Now()))})
 }
 
-// one copies a record that may have changed. With an account lost nothing is given up.
-func (k *copier) one(ctx context.Context, key store.Key, lost func() ([]store.Entry, error)) error {
-	ops, err := k.read(ctx, key, lost)
+// one makes the copy of one record as the original is.
+func (k *copier) one(ctx context.Context, key store.Key, why *gap) error {
+	ops, err := k.read(ctx, key, why)
 	if err != nil || len(ops) == 0 {
 		return err
 	}
@@ -119,7 +127,7 @@ func (k *copier) one(ctx context.Context, key store.Key, lost func() ([]store.En
 }
 
 // read says what to write so that the copy of a record is as the original.
-func (k *copier) read(ctx context.Context, key store.Key, lost func() ([]store.Entry, error)) ([]store.Op, error) {
+func (k *copier) read(ctx context.Context, key store.Key, why *gap) ([]store.Op, error) {
 	e, err := k.from.Get(ctx, key)
 	if errors.Is(err, store.ErrUnreadable) {
 		return nil, nil
@@ -130,7 +138,14 @@ func (k *copier) read(ctx context.Context, key store.Key, lost func() ([]store.E
 	if !errors.Is(err, store.ErrAbsent) {
 		return nil, err
 	}
-	if gone, err := lost(); err != nil || len(gone) > 0 {
+	had, err := k.to.Get(ctx, key)
+	if errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrUnreadable) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if over, err := why.over(ctx, had.Record); err != nil || !over {
 		return nil, err
 	}
 	return []store.Op{store.Delete(key)}, nil
@@ -138,7 +153,7 @@ func (k *copier) read(ctx context.Context, key store.Key, lost func() ([]store.E
 
 // kind makes the copy of one kind as the original is. Only what differs is read whole: 10,000 certificates with their keys are not
 // held at once.
-func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store.Entry, error)) error {
+func (k *copier) kind(ctx context.Context, kind store.Kind, why *gap) error {
 	now, err := store.ListFacts(ctx, k.from, kind)
 	if err != nil {
 		return err
@@ -158,7 +173,7 @@ func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store
 		if there && reflect.DeepEqual(old, e.Record) {
 			continue
 		}
-		more, err := k.changes(ctx, e, lost)
+		more, err := k.changes(ctx, e, why)
 		if err != nil {
 			return err
 		}
@@ -169,12 +184,15 @@ func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store
 			ops = nil
 		}
 	}
-	gone, err := lost()
-	if err != nil {
-		return err
+	if len(now.Unreadable) > 0 {
+		clear(copies) // one of them may be there
 	}
-	if len(gone) == 0 && len(now.Unreadable) == 0 {
-		for key := range copies {
+	for key, r := range copies {
+		over, err := why.over(ctx, r)
+		if err != nil {
+			return err
+		}
+		if over {
 			ops = append(ops, store.Delete(key))
 		}
 	}
@@ -190,10 +208,10 @@ func (k *copier) kind(ctx context.Context, kind store.Kind, lost func() ([]store
 const copiedAtOnce = 20
 
 // changes is read for a record of a listing, which lacks what store.DropPEM drops.
-func (k *copier) changes(ctx context.Context, e store.Entry, lost func() ([]store.Entry, error)) ([]store.Op, error) {
+func (k *copier) changes(ctx context.Context, e store.Entry, why *gap) ([]store.Op, error) {
 	switch e.Record.(type) {
 	case *store.Certificate, *store.Order:
-		return k.read(ctx, e.Key, lost)
+		return k.read(ctx, e.Key, why)
 	}
 	return k.put(ctx, e.Record), nil
 }
@@ -230,98 +248,4 @@ func (k *copier) commit(ctx context.Context, ops []store.Op) error {
 		}
 	}
 	return nil
-}
-
-// lostAccounts lists the accounts that are in the copy and not in the store.
-func lostAccounts(ctx context.Context, from, copy store.Store) ([]store.Entry, error) {
-	had, err := copy.List(ctx, store.KindAccount)
-	if err != nil || len(had.Entries) == 0 {
-		return nil, err
-	}
-	have, err := from.List(ctx, store.KindAccount)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(had.Entries, func(e store.Entry) bool {
-		_, there := slices.BinarySearchFunc(have.Entries, e.Key.Name, func(h store.Entry, name string) int { return cmp.Compare(h.Key.Name, name) })
-		return there || len(have.Unreadable) > 0
-	}), nil
-}
-
-// reclaim puts back what a lost store had and this process kept: the account, open orders, certificates, and what was
-// issued by hand. What nodes ask for comes back by itself.
-func (t *term) reclaim(ctx context.Context) error {
-	settings, _ := t.current()
-	if t.copy == nil || settings.NewAccount {
-		return nil
-	}
-	lost, err := lostAccounts(ctx, t.store, t.copy)
-	if err != nil || len(lost) == 0 {
-		return err
-	}
-	count := 0
-	for _, kind := range copied {
-		n, err := t.putBack(ctx, kind)
-		if err != nil {
-			return fmt.Errorf("put back what the store lost: %w", err)
-		}
-		count += n
-	}
-	t.log.Warn("the store had lost the account: it is put back from this node's copy, with what else was lost", "records", count)
-	return nil
-}
-
-// putBack stores the records of a kind where there are none.
-func (t *term) putBack(ctx context.Context, kind store.Kind) (count int, err error) {
-	had, err := t.copy.List(ctx, kind)
-	if err != nil {
-		return 0, err
-	}
-	have, err := t.store.List(ctx, kind)
-	if err != nil || len(have.Unreadable) > 0 {
-		return 0, err
-	}
-	there := map[store.Key]bool{}
-	for _, e := range have.Entries {
-		there[e.Key] = true
-	}
-	var ops []store.Op
-	for _, e := range had.Entries {
-		if r := asReclaimed(e.Record, time.Now()); r != nil && !there[e.Key] {
-			ops = append(ops, store.Put(r))
-		}
-	}
-	for ops := range slices.Chunk(ops, reclaimAtOnce) {
-		if err := t.commit(ctx, nil, ops); err != nil {
-			return count, err
-		}
-		count += len(ops)
-	}
-	return count, nil
-}
-
-// reclaimAtOnce is how many records of the usual size fit into one commit, each with a part of what Consul's store keeps as its
-// manifest: that is 16 kB with 10,000 certificates.
-const reclaimAtOnce = 12
-
-// asReclaimed is a record as it is put back; nil for one that is not.
-func asReclaimed(r store.Record, now time.Time) store.Record {
-	switch r := r.(type) {
-	case *store.Wanted:
-		if !r.IssuedByHand {
-			return nil
-		}
-		c := *r
-		c.Sources, c.Note = nil, ""
-		return &c
-	case *store.Order:
-		if r.URL == "" || now.Sub(r.Started) > week {
-			return nil
-		}
-	case *store.Certificate:
-		if b, err := r.Bundle(); err != nil || b.Check(now, nil) != nil {
-			return nil
-		}
-	}
-	return r
 }

@@ -22,6 +22,7 @@ type desk struct {
 	renewals   map[string]time.Time          // Wanted.RenewAsked of what this term was asked to renew and has not yet
 	settingsAt time.Time                     // when the settings last changed during this term
 	said       map[string]bool               // warnings that were given already
+	looked     bool                          // everything was read since the term has begun
 	merged     bool                          // demand and wanted are as the last merge left them
 	mergeAt    time.Time                     // when a change that has to wait is due; zero for none
 	offersAt   time.Time                     // when to look at offers; zero for not
@@ -100,6 +101,12 @@ func (t *term) learn(ctx context.Context) error {
 	maps.Copy(t.pending.keys, n.keys)
 	t.pending.outcomes = append(t.pending.outcomes, n.outcomes...)
 	if t.pending.all {
+		if t.looked { // before that, the term has begun with it
+			if err := t.reclaim(ctx); err != nil {
+				return err
+			}
+		}
+		t.looked = true
 		start := time.Now()
 		err := t.index.load(ctx, t.store)
 		t.thinking += time.Since(start)
