@@ -117,6 +117,9 @@ func (t *term) finish(ctx context.Context, e errand, now time.Time) error {
 func (t *term) carriedOut(e errand) {
 	t.index.apply(e.ops)
 	delete(t.held, e.asks.Certificate)
+	if e.asks.Op != store.RequestRemove && e.asks.Error == "" {
+		t.reopen(e.asks.Certificate)
+	}
 	if e.asks.Op == store.RequestRenew && e.asks.Error == "" {
 		t.renewals[e.asks.Certificate] = e.asks.Done // as carryOut wrote it
 	}
@@ -128,7 +131,7 @@ func (t *term) carriedOut(e errand) {
 func (x *index) carryOut(r *store.Request, now time.Time) (ops []store.Op, refused error) {
 	switch r.Op {
 	case store.RequestIssue:
-		return x.issue(r)
+		return x.issue(r, now)
 	case store.RequestRenew:
 		return x.renew(r, now)
 	case store.RequestRemove:
@@ -137,7 +140,7 @@ func (x *index) carryOut(r *store.Request, now time.Time) (ops []store.Op, refus
 	return nil, fmt.Errorf("request %q: not understood by this version; update the leader", r.Op)
 }
 
-func (x *index) issue(r *store.Request) ([]store.Op, error) {
+func (x *index) issue(r *store.Request, now time.Time) ([]store.Op, error) {
 	old := x.wanted[r.Certificate]
 	if old == nil {
 		w := &store.Wanted{Name: r.Certificate, Spec: r.Spec, Generation: 1, IssuedByHand: true}
@@ -153,7 +156,7 @@ func (x *index) issue(r *store.Request) ([]store.Op, error) {
 		w.Spec = r.Spec
 		w.Generation++
 	}
-	return append(x.unlock(r.Certificate), store.Put(&w)), nil
+	return append(x.unlock(r.Certificate, now), store.Put(&w)), nil
 }
 
 func (x *index) renew(r *store.Request, now time.Time) ([]store.Op, error) {
@@ -166,7 +169,7 @@ func (x *index) renew(r *store.Request, now time.Time) ([]store.Op, error) {
 	}
 	w := *old
 	w.RenewAsked = now.UTC()
-	return append(x.unlock(r.Certificate), store.Put(&w)), nil
+	return append(x.unlock(r.Certificate, now), store.Put(&w)), nil
 }
 
 func (x *index) remove(r *store.Request) ([]store.Op, error) {
@@ -196,11 +199,26 @@ func (x *index) askedBy(name string) string {
 	return strings.Join(nodes, ", ")
 }
 
-// unlock lets a certificate be tried at once that is waiting after failures, unless the CA demanded the wait.
-func (x *index) unlock(name string) []store.Op {
+// unlock lets a certificate be tried at once that is waiting after failures, unless the CA demanded the wait. What went wrong stays
+// to be read until the next try has ended; the pauses begin anew.
+func (x *index) unlock(name string, now time.Time) []store.Op {
 	a := x.attempts[name]
 	if a == nil || a.Limited {
 		return nil
 	}
-	return []store.Op{store.Delete(a.Key())}
+	b := *a
+	b.Failures, b.CutShort, b.Next = min(a.Failures, 1), 0, now.UTC()
+	return []store.Op{store.Put(&b)}
+}
+
+// reopen forgets what this process holds against the CAs that a certificate may come from: who asks for it knows that they are
+// mended. What a CA itself demanded is in its budget, and stays.
+func (t *term) reopen(name string) {
+	if o := t.index.orders[name]; o.url != "" {
+		delete(t.outages, o.ca)
+	} else if w := t.index.wanted[name]; w != nil && w.Spec.CA != "" {
+		delete(t.outages, w.Spec.CA)
+	} else {
+		clear(t.outages)
+	}
 }
