@@ -18,8 +18,8 @@ import (
 //
 // What is taken back is looked at as if a CA had sent it: the key fits, the chain is complete as far as the leaf's
 // issuer, every signature in it is right, all of it is in date, the leaf is for TLS servers and not self-signed, it
-// has a name that is wanted, it is not older than what is stored, and it is not from before its removal by an operator. Whether the issuer is the configured CA can't be
-// told from a chain: an ACME directory names no roots. Every process that can offer holds all private keys already.
+// has a name that is wanted, it is of a configured CA (see trust), it is not older than what is stored, and it is not from before its
+// removal by an operator. Every process that can offer holds all private keys already.
 
 // errRegained means that there is no need for an order: a better certificate was found and is stored now.
 var errRegained = errors.New("a better certificate was found")
@@ -27,26 +27,54 @@ var errRegained = errors.New("a better certificate was found")
 // regain looks for something better than what is stored before an order is placed. It reports whether it stored
 // something.
 func (t *term) regain(ctx context.Context, p *plan) (bool, error) {
-	r := t.newRescue(p)
-	for _, c := range t.own(ctx, p.name, r.fingerprint()) {
-		r.consider(c, "")
+	own := t.own(ctx, p.name, fingerprintOf(p.old))
+	r, err := t.look(ctx, p, true, own)
+	if err != nil {
+		return false, err
 	}
 	if !r.suffices() && t.fleet != nil {
-		if err := t.ask(ctx, p.name, r.fingerprint()); err != nil {
+		if err := t.ask(ctx, p.name, fingerprintOf(p.old)); err != nil {
 			return false, err
 		}
 		offers, err := t.fleet.Offers(ctx, p.name)
 		if err != nil {
 			return false, &storeError{err}
 		}
-		for _, o := range offers {
-			r.consider(o.Certificate, o.Node)
+		if r, err = t.look(ctx, p, true, append(own, offers...)); err != nil {
+			return false, err
 		}
 	}
-	if r.best == nil {
+	if r.best == nil || r.mixed() {
 		return false, nil
 	}
 	return true, t.bring(ctx, r, p.unchanged())
+}
+
+// look finds the best certificate of a name; asked says that it was asked for in place of an order. Those of which more is known come
+// first: by them the others are judged.
+func (t *term) look(ctx context.Context, p *plan, asked bool, found []Offer) (*rescue, error) {
+	r := t.newRescue(p)
+	r.asked = asked
+	unknown := func(o Offer) bool { return o.Certificate.CA == "" }
+	if slices.ContainsFunc(found, unknown) {
+		var err error
+		if r.known, err = t.issuersOf(r.configured); err != nil {
+			return nil, err
+		}
+		r.known = slices.Clip(r.known) // others have the same
+		if r.held != nil {
+			r.known = append(r.known, r.held)
+		}
+	}
+	for _, o := range slices.DeleteFunc(slices.Clone(found), unknown) {
+		r.consider(o.Certificate, o.Node)
+	}
+	for _, o := range found {
+		if unknown(o) {
+			r.consider(o.Certificate, o.Node)
+		}
+	}
+	return r, nil
 }
 
 // bring stores what was found.
@@ -61,11 +89,10 @@ func (t *term) bring(ctx context.Context, r *rescue, pre []store.Precondition) e
 }
 
 // own is what this process has itself: its copy of the record, and the file of its HAProxy.
-func (t *term) own(ctx context.Context, name, stored string) []*store.Certificate {
-	var found []*store.Certificate
+func (t *term) own(ctx context.Context, name, stored string) (found []Offer) {
 	if t.copy != nil {
 		if c, err := get[*store.Certificate](ctx, t.copy, store.KindIssued, name); err == nil && c != nil {
-			found = append(found, c)
+			found = append(found, Offer{Certificate: c})
 		}
 	}
 	if t.disk != nil {
@@ -74,7 +101,7 @@ func (t *term) own(ctx context.Context, name, stored string) []*store.Certificat
 			t.log.Debug("what is on disk can't be read", "certificate", name, "err", err)
 		}
 		if b != nil {
-			found = append(found, certificateOf(name, b))
+			found = append(found, Offer{Certificate: certificateOf(name, b)})
 		}
 	}
 	return found
@@ -98,6 +125,10 @@ type rescue struct {
 	gone   time.Time          // what was issued before was removed
 	now    time.Time
 
+	asked  bool            // there is nothing to serve, or an order would be placed
+	known  []*store.Bundle // of the issuers that may be believed
+	unsure []*store.Bundle // candidates of which it is not known where they are from
+
 	held   *store.Bundle      // the best so far, what is stored at first; nil for nothing
 	best   *store.Certificate // what it was found as; nil for what is stored
 	from   string             // whom it is from
@@ -114,13 +145,6 @@ func (t *term) newRescue(p *plan) *rescue {
 		t.log.Debug("a certificate is not taken back", "certificate", p.name, "from", from, "err", why)
 	}
 	return r
-}
-
-func (r *rescue) fingerprint() string {
-	if r.old == nil {
-		return ""
-	}
-	return r.old.Fingerprint
 }
 
 // consider takes a certificate if it may replace the best so far.
@@ -157,6 +181,9 @@ func (r *rescue) check(c *store.Certificate) (*store.Bundle, error) {
 	if b.NotBefore.Before(r.gone) {
 		return nil, errors.New("an operator has removed it")
 	}
+	if err := r.trust(c, b); err != nil {
+		return nil, err
+	}
 	if r.held != nil && r.held.Fingerprint == b.Fingerprint || newer(b, r.held, r.now) {
 		return b, nil
 	}
@@ -165,7 +192,7 @@ func (r *rescue) check(c *store.Certificate) (*store.Bundle, error) {
 
 // suffices reports whether with the best so far there is nothing to order.
 func (r *rescue) suffices() bool {
-	if r.best == nil {
+	if r.best == nil || !r.sure() {
 		return false
 	}
 	why, _ := due(r.wanted, factsOf(r.record(func(time.Duration) time.Duration { return 0 }, r.now)), r.now)
@@ -180,7 +207,7 @@ func (r *rescue) record(jitter func(time.Duration) time.Duration, now time.Time)
 		c.Domains = r.best.Domains
 	}
 	for _, said := range []*store.Certificate{r.best, r.old} {
-		if said != nil && c.CA == "" && said.Issuer == b.Issuer && slices.ContainsFunc(r.cas, func(ca CA) bool { return ca.Directory == said.CA }) {
+		if said != nil && c.CA == "" && said.Issuer == b.Issuer && r.configured(said.CA) {
 			c.CA = said.CA
 		}
 	}
@@ -244,17 +271,12 @@ func (t *term) takeOffer(ctx context.Context, name string, offers []Offer) error
 	if p.wanted == nil && p.old == nil {
 		return nil // it may have been removed
 	}
-	r := t.newRescue(p)
-	for _, o := range offers {
-		r.consider(o.Certificate, o.Node)
+	r, err := t.look(ctx, p, false, append(t.own(ctx, name, fingerprintOf(p.old)), offers...)) // of what is in a copy of our own more is known
+	if err != nil {
+		return err
 	}
 	if r.best == nil {
 		return nil
-	}
-	for _, c := range t.own(ctx, name, r.fingerprint()) { // with a copy of our own more is known of it
-		if c.Fingerprint == r.best.Fingerprint && c.CA != "" {
-			r.best = c
-		}
 	}
 	if err := t.bring(ctx, r, p.unchanged()); err != nil {
 		return err

@@ -273,10 +273,19 @@ func TestBadOffers(t *testing.T) {
 		if b.stored("shop").Fingerprint != good || read[*store.Certificate](b, store.KindIssued, "unknown") != nil {
 			t.Error("a bad one was taken")
 		}
-		other.CA = "https://evil.example/directory"
+		f.put("e/shop", nil) // it says that its issuer is ours
+		for _, directory := range []string{"https://evil.example/directory", ""} {
+			foreign := *other
+			foreign.CA = directory
+			f.put("f/shop", &foreign)
+			b.settle(time.Minute)
+			if b.stored("shop").Fingerprint != good {
+				t.Errorf("one of %q was taken", directory)
+			}
+		}
 		f.put("f/shop", other)
 		b.settle(time.Second)
-		if c := b.stored("shop"); c.Fingerprint != other.Fingerprint || c.CA != "" {
+		if c := b.stored("shop"); c.Fingerprint != other.Fingerprint || c.CA != b.ca.directory() {
 			t.Errorf("the good one was not taken, or is said to be of %q", c.CA)
 		}
 	})

@@ -60,6 +60,11 @@ type term struct {
 	clientsMu sync.Mutex
 	clients   map[string]*client
 
+	looking   singleflight.Group
+	issuersMu sync.Mutex
+	issuers   []*store.Bundle // see issuersOf
+	issuersAt time.Time
+
 	inFlight atomic.Int64
 	orders   sync.WaitGroup
 	wake     chan struct{} // holds one token while there is news

@@ -120,4 +120,7 @@ func sameCA(a, b *x509.Certificate) bool {
 	return bytes.Equal(a.RawIssuer, b.RawIssuer)
 }
 
+// SameIssuer reports whether two certificates are of one CA, as far as they tell.
+func (b *Bundle) SameIssuer(o *Bundle) bool { return sameCA(b.certs[0], o.certs[0]) }
+
 func date(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
