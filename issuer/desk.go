@@ -100,6 +100,9 @@ func (t *term) learn(ctx context.Context) error {
 	t.pending.all = t.pending.all || n.all
 	maps.Copy(t.pending.keys, n.keys)
 	t.pending.outcomes = append(t.pending.outcomes, n.outcomes...)
+	if n.offers {
+		t.offersAt = time.Now()
+	}
 	if t.pending.all {
 		if t.looked { // before that, the term has begun with it
 			if err := t.reclaim(ctx); err != nil {
@@ -126,9 +129,6 @@ func (t *term) learn(ctx context.Context) error {
 		delete(t.pending.keys, k)
 	}
 	t.pending.all = false
-	if n.offers {
-		t.offersAt = time.Now()
-	}
 	for len(t.pending.outcomes) > 0 {
 		if err := t.settle(ctx, t.pending.outcomes[0]); err != nil {
 			return err

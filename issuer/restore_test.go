@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -243,6 +244,27 @@ func TestOlderOrder(t *testing.T) {
 			}
 		})
 	}
+}
+
+// News of offers is kept while the store can't be read.
+func TestOfferWhileStoreFails(t *testing.T) {
+	bubble(t, "no cluster leader", func(t *testing.T, b *bench) {
+		i, err := New(b.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tm := &term{Issuer: i, ctx: t.Context(), wake: make(chan struct{}, 1), desk: newDesk(), news: news{keys: map[store.Key]bool{}}}
+		b.store.OnRead = func(store.Key) error { return errors.New("no cluster leader") }
+		tm.changedKeys(nil)
+		tm.offered()
+		if err := tm.learn(t.Context()); err == nil {
+			t.Fatal("the store did not fail")
+		}
+		b.store.OnRead = nil
+		if err := tm.learn(t.Context()); err != nil || tm.offersAt.IsZero() {
+			t.Errorf("the news of an offer is lost: %v", err)
+		}
+	})
 }
 
 // What is offered is not believed.
