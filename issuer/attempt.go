@@ -17,6 +17,7 @@ var paces = map[class]pace{
 	classRefused:     {3 * time.Hour, 24 * time.Hour},
 	classLimited:     {time.Hour, 24 * time.Hour},
 	classStore:       {time.Minute, time.Hour},
+	classNobody:      {time.Minute, time.Minute},
 }
 
 // wait is the pause after the n-th failure in a row, up to a tenth longer so that failures of many spread.
@@ -46,10 +47,10 @@ func (i *Issuer) begun(name, ca string, prev *store.Attempt, now time.Time) *sto
 }
 
 // afterwards is the attempt that a has become through f. That an order which was gone on with is over is no other failure
-// than the one that it was left with.
+// than the one that it was left with; and a try that did not get as far as the CA makes no pause after the next one longer.
 func (i *Issuer) afterwards(a *store.Attempt, prev *store.Attempt, f *failure, resumed bool, now time.Time) *store.Attempt {
 	b := *a
-	if resumed && f.gone && prev != nil && prev.Error != "" {
+	if known := prev != nil && prev.Error != ""; known && (resumed && f.gone || f.class == classNobody) {
 		b.Failures = prev.Failures
 	}
 	b.Error, b.Domain, b.CutShort = f.Error(), f.domain, 0

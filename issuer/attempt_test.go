@@ -14,6 +14,7 @@ func TestAttempts(t *testing.T) {
 	i := &Issuer{jitter: func(time.Duration) time.Duration { return 0 }}
 	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
 	unavailable := &failure{class: classUnavailable, err: errors.New("it is down")}
+	nobody := errNobody
 	over := &failure{class: classDomain, gone: true, err: errors.New("no answer")}
 	for _, c := range []struct {
 		name     string
@@ -30,6 +31,10 @@ func TestAttempts(t *testing.T) {
 		{"of one that was left after a failure", []*failure{over, nil}, true, over, 2, 3 * time.Minute},
 		{"of an order that had to wait", []*failure{unavailable}, true, over, 1, time.Minute},
 		{"of an order that has to wait again", []*failure{unavailable}, true, unavailable, 2, 3 * time.Minute},
+		{"of nobody being there", nil, false, nobody, 1, time.Minute},
+		{"of nobody being there again", []*failure{nobody, nobody, nobody}, true, nobody, 1, time.Minute},
+		{"of nobody being there any more", []*failure{over, over}, false, nobody, 2, time.Minute},
+		{"after nobody was there", []*failure{nobody, nobody, nobody}, true, over, 1, time.Minute},
 		{"of the order after one that had to wait", []*failure{unavailable}, false, over, 2, 3 * time.Minute},
 	} {
 		var a *store.Attempt

@@ -23,10 +23,11 @@ const (
 	classAccount                  // the account: unknown, terms, external binding
 	classLimited                  // a rate limit
 	classStore                    // the store refuses what we want to write
+	classNobody                   // no HAProxy would answer the CA
 )
 
 func (c class) String() string {
-	return [...]string{"unavailable", "domain", "refused", "account", "limited", "store"}[c]
+	return [...]string{"unavailable", "domain", "refused", "account", "limited", "store", "nobody"}[c]
 }
 
 // failure is why an order ended without a certificate. Its text is stored and shown to users.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,8 +36,12 @@ func (t *term) publish(ctx context.Context, name, thumbprint string, tokens []st
 	return t.await(ctx, p.record.Generation)
 }
 
+// errNobody means that nobody would answer the CA. To ask it all the same is a failed validation, of which it allows few.
+var errNobody = &failure{class: classNobody, own: true, err: errors.New(
+	"no HAProxy answers challenges yet, so the CA is not asked; if that goes on, run `spoacme check` where HAProxy runs")}
+
 // await is the barrier. Orders whose tokens went out together wait together. Where it is not known which nodes are
-// live, the CA is not asked.
+// live, or not one of them has the tokens, the CA is not asked.
 func (t *term) await(ctx context.Context, generation uint64) error {
 	_, err, _ := t.barriers.Do(strconv.FormatUint(generation, 10), func() (any, error) {
 		bctx, cancel := context.WithTimeout(t.ctx, t.barrier)
@@ -49,6 +54,9 @@ func (t *term) await(ctx context.Context, generation uint64) error {
 		if err != nil {
 			return nil, &storeError{err}
 		}
+		if t.nobody(ctx, missing) {
+			return nil, errNobody
+		}
 		if len(missing) > 0 {
 			t.metrics.missing.Inc()
 			t.log.Warn("not every node has the tokens; the CA is asked all the same",
@@ -60,6 +68,15 @@ func (t *term) await(ctx context.Context, generation uint64) error {
 		return err
 	}
 	return ctx.Err()
+}
+
+// nobody reports whether all nodes that are live are missing.
+func (t *term) nobody(ctx context.Context, missing []string) bool {
+	if t.fleet == nil {
+		return len(missing) > 0
+	}
+	live, err := t.fleet.Live(ctx)
+	return err == nil && !slices.ContainsFunc(live, func(node string) bool { return !slices.Contains(missing, node) })
 }
 
 // publisher writes the publications of a term, one commit after the other, so that generations reach the store in

@@ -1,10 +1,12 @@
 package issuer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,9 +221,24 @@ func (m both) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, errors.New("no such host")
 }
 
+// missing is a store with nodes that take long to acknowledge.
+type missing struct {
+	*storetest.Memory
+	nodes func() []string
+}
+
+func (m missing) Barrier(ctx context.Context, _ uint64) ([]string, error) {
+	nodes := m.nodes()
+	if len(nodes) > 0 {
+		<-ctx.Done()
+	}
+	return nodes, nil
+}
+
 func TestBarrier(t *testing.T) {
 	bubble(t, "a node does not answer", func(t *testing.T, b *bench) {
-		b.store.AckAll = false
+		b.join("one", "two")
+		b.cfg.Store = missing{b.store, func() []string { return []string{"two"} }}
 		b.demand("shop=shop.example.com")
 		b.start()
 		b.settle(4 * time.Second)
@@ -232,10 +249,44 @@ func TestBarrier(t *testing.T) {
 		if b.count(store.KindIssued) != 1 {
 			t.Error("not issued")
 		}
-		if !strings.Contains(b.log.String(), "node=[memory]") {
+		if !strings.Contains(b.log.String(), "node=[two]") {
 			t.Error("the node is not named")
 		}
 	})
+	for name, f := range map[string]func(b *bench){
+		"nobody answers": func(b *bench) { b.join("one", "two") },
+		"the only node":  func(b *bench) {},
+	} {
+		bubble(t, name, func(t *testing.T, b *bench) {
+			f(b)
+			var there atomic.Bool
+			b.cfg.Store = missing{b.store, func() []string {
+				if there.Load() {
+					return nil
+				}
+				return []string{"one", "two"}
+			}}
+			b.demand("shop=shop.example.com")
+			b.start()
+			b.settle(3 * time.Hour)
+			if a := read[*store.Attempt](b, store.KindAttempt, "shop"); a != nil && a.Error == "" { // a try is under way
+				b.settle(10 * time.Second)
+			}
+			a := read[*store.Attempt](b, store.KindAttempt, "shop")
+			if a == nil || !strings.HasPrefix(a.Error, "no HAProxy answers challenges yet") || a.Failures != 1 {
+				t.Errorf("attempt %+v", a)
+			}
+			if b.count(store.KindIssued) != 0 || b.ca.total(orders) != 1 {
+				t.Errorf("%d issued, %d orders", b.count(store.KindIssued), b.ca.total(orders))
+			}
+			there.Store(true)
+			b.settle(2 * time.Minute)
+			if b.count(store.KindIssued) != 1 || b.ca.total(orders) != 1 {
+				t.Errorf("%d issued from %d orders when HAProxy was there", b.count(store.KindIssued), b.ca.total(orders))
+			}
+			b.clean()
+		})
+	}
 	bubble(t, "the node answers", func(t *testing.T, b *bench) {
 		b.store.AckAll = false
 		b.demand("shop=shop.example.com", "blog=blog.example.com")
