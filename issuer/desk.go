@@ -25,7 +25,9 @@ type desk struct {
 	looked     bool                          // everything was read since the term has begun
 	merged     bool                          // demand and wanted are as the last merge left them
 	mergeAt    time.Time                     // when a change that has to wait is due; zero for none
-	offersAt   time.Time                     // when to look at offers; zero for not
+	offersAt   time.Time                     // when to look at offers, or at the own disk; zero for not
+	compare    map[string]bool               // certificates that are to be compared with the own disk
+	compareAll time.Time                     // when all are; zero for not
 	thinking   time.Duration                 // what the last pass spent on going through all there is, not on waiting for others
 }
 
@@ -39,7 +41,7 @@ func newDesk() desk {
 	return desk{
 		index: newIndex(), pending: news{keys: map[store.Key]bool{}}, running: map[string]context.CancelFunc{},
 		held: map[string]time.Time{}, outages: map[string]*outage{}, limited: map[string]int{}, said: map[string]bool{},
-		renewals: map[string]time.Time{},
+		renewals: map[string]time.Time{}, compare: map[string]bool{},
 	}
 }
 
@@ -123,6 +125,7 @@ func (t *term) learn(ctx context.Context) error {
 		t.once("a record is left alone", text)
 	}
 	t.merged = t.merged && !t.pending.all
+	t.noteOwn(t.pending.all, t.settledKeys())
 	for _, k := range t.settledKeys() {
 		t.merged = t.merged && k.Kind != store.KindDemand && k.Kind != store.KindWanted
 		delete(t.held, k.Name)

@@ -230,10 +230,13 @@ func (r *rescue) record(jitter func(time.Duration) time.Duration, now time.Time)
 // takeOffers stores what nodes offer unasked because the store went back to something older. A certificate that is being
 // ordered waits until that is over.
 func (t *term) takeOffers(ctx context.Context, now time.Time) error {
-	if t.fleet == nil || t.offersAt.IsZero() || t.offersAt.After(now) {
+	if t.offersAt.IsZero() || t.offersAt.After(now) {
 		return nil
 	}
 	t.offersAt = time.Time{}
+	if t.fleet == nil {
+		return t.takeOwn(ctx, now)
+	}
 	offers, err := t.fleet.Offers(ctx, "")
 	if err != nil {
 		t.offersAt = now.Add(offersAgain)

@@ -20,7 +20,7 @@ const (
 
 // facts is what the schedule looks at in a stored certificate.
 type facts struct {
-	ca                  string
+	ca, fingerprint     string
 	domains             []string
 	notBefore, notAfter time.Time
 	renewAt, issuedAt   time.Time
@@ -28,7 +28,7 @@ type facts struct {
 }
 
 func factsOf(c *store.Certificate) *facts {
-	return &facts{c.CA, c.Domains, c.NotBefore, c.NotAfter, c.RenewAt, c.IssuedAt, c.Before}
+	return &facts{c.CA, c.Fingerprint, c.Domains, c.NotBefore, c.NotAfter, c.RenewAt, c.IssuedAt, c.Before}
 }
 
 // draw picks when a certificate is to be renewed: with a third of its lifetime left, half of it where it lives less than
