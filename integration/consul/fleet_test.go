@@ -184,7 +184,7 @@ func TestPrefixDeletedUnderALeader(t *testing.T) {
 	want := fmt.Sprintf("%040X", 3)
 	eventually(t, 5*time.Second, "told of the new one", func() bool { return n.cert("shop") == want })
 	commit(t, n, m, store.Put(challenges("shop", 1)))
-	if missing, err := n.Barrier(within(t, 5*time.Second), 1); err != nil || len(missing) > 0 {
+	if missing, err := n.Barrier(within(t, 15*time.Second), 1); err != nil || len(missing) > 0 {
 		t.Error("barrier", missing, err)
 	}
 }
