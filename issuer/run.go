@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,7 +227,7 @@ func (t *term) farewell() {
 	ctx, cancel := context.WithTimeout(t.lease.Context(), farewell)
 	defer cancel()
 	var ops []store.Op
-	for name := range t.running {
+	for _, name := range slices.Sorted(maps.Keys(t.running)) {
 		ops = append(ops, store.Delete(store.Key{Kind: store.KindChallenges, Name: name}))
 	}
 	for _, ops := range chunks(ops) {
