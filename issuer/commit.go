@@ -19,10 +19,11 @@ func (e *storeError) Unwrap() error { return e.err }
 // written again; so is what was not written because the store was out of reach for a moment. Its errors are storeErrors.
 func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store.Op) error {
 	var err error
-	for n := range 4 {
+	began := time.Now()
+	for n := 0; n == 0 || goesOn(err, n, time.Since(began)); n++ {
 		if n > 0 {
 			unknown := errors.Is(err, store.ErrUnknown)
-			if pauseErr := sleep(ctx, time.Duration(n)*50*time.Millisecond); pauseErr != nil {
+			if pauseErr := sleep(ctx, min(time.Duration(n)*50*time.Millisecond, time.Second)); pauseErr != nil {
 				return pauseErr
 			}
 			if unknown {
@@ -36,17 +37,23 @@ func (t *term) commit(ctx context.Context, pre []store.Precondition, ops []store
 				}
 			}
 		}
-		if err = t.store.Commit(ctx, t.lease, pre, ops); !errors.Is(err, store.ErrUnknown) && !errors.Is(err, store.ErrStorage) {
-			break
+		if err = t.store.Commit(ctx, t.lease, pre, ops); err == nil {
+			return nil
 		}
 	}
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, store.ErrRefused) && !errors.Is(err, store.ErrStorage) && t.ctx.Err() == nil && t.lease.Context().Err() == nil && t.met(ctx, pre):
 		return &failure{class: classStore, err: err} // it is what we want to write that is wrong
 	}
 	return &storeError{err}
+}
+
+// settleFor is how long an unknown result is looked into: a lease on a store that does not answer is over long before.
+const settleFor = time.Minute
+
+// goesOn reports whether a commit that was tried n times is tried again.
+func goesOn(err error, n int, since time.Duration) bool {
+	return errors.Is(err, store.ErrUnknown) && since < settleFor || errors.Is(err, store.ErrStorage) && n < 8
 }
 
 // met reports whether conditions hold.

@@ -43,7 +43,7 @@ rule 'everybody stays on the recorded order' issuer/plan.go \
 # shellcheck disable=SC2016 # $1 is Perl's
 rule 'an order is recorded when it was placed' issuer/order.go \
 	's/if err := f\.t\.commit\(ctx, nil, \[\]store\.Op\{store\.Put\(&rec\)\}\); err != nil \{\n(\t\treturn order, fmt\.Errorf\("store order: %w", err\)\n\t\}\n\tf\.t\.log\.Debug\("order placed")/_ = rec\n\tif err != nil {\n$1/'
-rule 'an unknown result is settled by reading' issuer/commit.go 's/for n := range 4/for n := range 1/'
+rule 'an unknown result is settled by reading' issuer/commit.go 's/since < settleFor/false/'
 rule 'orderNotReady means poll' issuer/order.go \
 	's/return f\.poll\(ctx, acme\.StatusReady, acme\.StatusPending\)/return order, &failure{class: classUnavailable, gone: true, err: refused}/'
 rule 'an account is stored before it is registered' issuer/account.go \

@@ -146,9 +146,11 @@ type seen struct {
 	fleet string
 	// floor is the least index at which a key that the feed announced may be read.
 	floor map[store.Key]uint64
-	// told is the id of the last change of each key that the feed told of; last is the newest of all.
-	told map[store.Key]string
+	// told is the last change of each key that the feed told of; last is the newest of all.
+	told map[store.Key]toldChange
 	last feedChange
+	// unmet is the keys of which something else was read than the feed had told: the store has gone back meanwhile.
+	unmet map[store.Key]bool
 	// held tells which keys of ours every live node holds; nil while nobody knows.
 	held map[string]bool
 	// jumped is when the feed was last seen to be gone or an older one.

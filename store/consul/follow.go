@@ -190,13 +190,14 @@ func (f *follow) tell(changes []changedKey, known map[store.Key]string) {
 	}
 }
 
-// compare announces what differs from what is known.
+// compare announces what differs from what is known, and what was told of but not found.
 func (f *follow) compare(ctx context.Context, known map[store.Key]string) map[store.Key]string {
 	sleep(ctx, f.s.cfg.Jitter(100*time.Millisecond)) // not all nodes at the same moment
+	unmet := f.s.unmet()
 	now := f.survey(ctx)
 	var keys []store.Key
 	for k, t := range now {
-		if known[k] != t {
+		if known[k] != t || unmet[k] {
 			keys = append(keys, k)
 		}
 	}

@@ -116,7 +116,41 @@ func (l *lately) forget(key store.Key, r *lateRead) {
 func (s *Store) announced(key store.Key) string {
 	s.seen.mu.Lock()
 	defer s.seen.mu.Unlock()
-	return s.seen.told[key]
+	return s.seen.told[key].id
+}
+
+// toldChange is what the feed says of the last change of a key.
+type toldChange struct {
+	id  string
+	tag string // of the value; empty for none
+}
+
+// met notes whether a read found what the feed had told. When it did not, and the store gets that value back, the feed has nothing new
+// to tell: whoever compares must not take it for known.
+func (s *Store) met(key store.Key, p *api.KVPair) {
+	found := ""
+	if p != nil {
+		found = tag(p.Value)
+	}
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	change, ok := s.seen.told[key]
+	switch {
+	case !ok:
+	case change.tag == found:
+		delete(s.seen.unmet, key)
+	case s.seen.unmet == nil:
+		s.seen.unmet = map[store.Key]bool{key: true}
+	default:
+		s.seen.unmet[key] = true
+	}
+}
+
+// unmet returns the keys that were told of and not found.
+func (s *Store) unmet() map[store.Key]bool {
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	return maps.Clone(s.seen.unmet)
 }
 
 // hear notes which changes a feed tells of that were not known. s.seen.mu is held.
@@ -131,12 +165,12 @@ func (s *Store) hear(f feedState) {
 		s.seen.told = nil // what else has changed is not known
 	}
 	if s.seen.told == nil {
-		s.seen.told = map[store.Key]string{}
+		s.seen.told = map[store.Key]toldChange{}
 	}
 	for _, c := range f.Changes[from:] {
 		for _, text := range c.Keys {
 			if k, ok := parseChanged(text); ok {
-				s.seen.told[k.key] = c.ID
+				s.seen.told[k.key] = toldChange{c.ID, k.tag}
 			}
 		}
 	}

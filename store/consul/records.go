@@ -40,8 +40,17 @@ func (s *Store) Get(ctx context.Context, key store.Key) (store.Entry, error) {
 	return e, err
 }
 
-// getAnnounced reads a record, at least as new as the feed told. The leader always asks: others may have edited it.
+// getAnnounced reads a record, and notes whether it is what the feed told.
 func (s *Store) getAnnounced(ctx context.Context, key store.Key) (*api.KVPair, error) {
+	p, err := s.getFresh(ctx, key)
+	if err == nil && inFeed(key.Kind) {
+		s.met(key, p)
+	}
+	return p, err
+}
+
+// getFresh reads a record, at least as new as the feed told. The leader always asks: others may have edited it.
+func (s *Store) getFresh(ctx context.Context, key store.Key) (*api.KVPair, error) {
 	read := func() (*api.KVPair, error) {
 		pair, index, err := s.c.get(ctx, s.keys.record(key), 0)
 		if err == nil && index < s.floor(key) {
