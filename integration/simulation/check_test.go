@@ -150,8 +150,8 @@ func (w *world) seeRequest(p *process, r *request) {
 	if !ok || pub.by != p {
 		w.fail("%s sends %s and has not published its token", p.id, r)
 	}
-	if w.loss.at.After(pub.at) && time.Since(w.loss.at) < hears {
-		return // the tokens are gone, and the leader is about to hear of it
+	if w.loss.at.After(pub.at) {
+		return // the tokens may be gone, and with nothing else lost the leader hears of it when it writes next
 	}
 	for node, was := range pub.live {
 		_, suspect := p.suspects[node]
@@ -164,9 +164,6 @@ func (w *world) seeRequest(p *process, r *request) {
 		}
 	}
 }
-
-// hears is how long a leader may take to hear that the store went back: its reads are slow and fail.
-const hears = 15 * time.Second
 
 // clockEvery is how late a lease may end by the clock.
 const clockEvery = 150 * time.Millisecond
