@@ -17,7 +17,7 @@ var paces = map[class]pace{
 	classRefused:     {3 * time.Hour, 24 * time.Hour},
 	classLimited:     {time.Hour, 24 * time.Hour},
 	classStore:       {time.Minute, time.Hour},
-	classNobody:      {time.Minute, time.Minute},
+	classNobody:      {30 * time.Second, 30 * time.Second}, // it costs the CA two reads of the order
 }
 
 // wait is the pause after the n-th failure in a row, up to a tenth longer so that failures of many spread.

@@ -31,9 +31,9 @@ func TestAttempts(t *testing.T) {
 		{"of one that was left after a failure", []*failure{over, nil}, true, over, 2, 3 * time.Minute},
 		{"of an order that had to wait", []*failure{unavailable}, true, over, 1, time.Minute},
 		{"of an order that has to wait again", []*failure{unavailable}, true, unavailable, 2, 3 * time.Minute},
-		{"of nobody being there", nil, false, nobody, 1, time.Minute},
-		{"of nobody being there again", []*failure{nobody, nobody, nobody}, true, nobody, 1, time.Minute},
-		{"of nobody being there any more", []*failure{over, over}, false, nobody, 2, time.Minute},
+		{"of nobody being there", nil, false, nobody, 1, 30 * time.Second},
+		{"of nobody being there again", []*failure{nobody, nobody, nobody}, true, nobody, 1, 30 * time.Second},
+		{"of nobody being there any more", []*failure{over, over}, false, nobody, 2, 30 * time.Second},
 		{"after nobody was there", []*failure{nobody, nobody, nobody}, true, over, 1, time.Minute},
 		{"of the order after one that had to wait", []*failure{unavailable}, false, over, 2, 3 * time.Minute},
 	} {
