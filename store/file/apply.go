@@ -55,7 +55,7 @@ func (s *Store) writeOne(key store.Key) error {
 		return err
 	}
 	delete(s.pending, key)
-	s.dirty[key] = data
+	s.dirty[key] = true
 	if data != nil {
 		s.index.stamp(key, st)
 	}
@@ -203,7 +203,7 @@ func (s *Store) settle() error {
 const syncers = 16
 
 // syncFiles syncs all that is dirty. After a failed sync the kernel forgets what it could not write, and what the file reads as
-// then is not what was written: such a record becomes pending with the data that it had, and is written anew.
+// then is not what was written: such a record becomes pending with what the journal has of it, and is written anew.
 func (s *Store) syncFiles() error {
 	dirs := map[string]bool{s.dir: true}
 	keys := slices.Collect(maps.Keys(s.dirty))
@@ -217,11 +217,15 @@ func (s *Store) syncFiles() error {
 		})
 	}
 	wg.Wait()
+	var failed []store.Key
 	for i, key := range keys {
 		dirs[filepath.Dir(s.path(key))] = true
 		if errs[i] != nil {
-			s.writeAnew(key, s.dirty[key])
+			failed = append(failed, key)
 		}
+	}
+	if len(failed) > 0 {
+		errs = append(errs, s.writeAnew(failed))
 	}
 	for dir := range dirs {
 		errs = append(errs, do(s.fault, "sync folder", dir, func() error { return syncPath(dir) }))
@@ -229,12 +233,21 @@ func (s *Store) syncFiles() error {
 	return errors.Join(errs...)
 }
 
-func (s *Store) writeAnew(key store.Key, data []byte) {
+// writeAnew makes records pending that the journal has, as it has all that is dirty.
+func (s *Store) writeAnew(keys []store.Key) error {
+	writes, err := s.journal.writes()
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, newer := s.pending[key]; !newer {
-		s.pending[key] = data
+	for _, key := range keys {
+		data, logged := writes[key]
+		if _, newer := s.pending[key]; logged && !newer {
+			s.pending[key] = data
+		}
 	}
+	return nil
 }
 
 // syncPath syncs a file or folder if it is there.

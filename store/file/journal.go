@@ -88,6 +88,22 @@ func (j *journal) open() (batches []batch, rest int, err error) {
 	return batches, rest, nil
 }
 
+// writes reads what the journal has of each record: data, nil for one that was deleted.
+func (j *journal) writes() (map[store.Key][]byte, error) {
+	data := make([]byte, j.size)
+	if _, err := j.f.ReadAt(data, 0); err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	writes := map[store.Key][]byte{}
+	batches, _ := readBatches(data)
+	for _, b := range batches {
+		for _, w := range b.Writes {
+			writes[w.Key] = w.Data
+		}
+	}
+	return writes, nil
+}
+
 func (j *journal) use(f *os.File) error {
 	info, err := f.Stat()
 	if err == nil && info.Mode().Perm() != 0o600 {

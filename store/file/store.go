@@ -63,7 +63,7 @@ type Store struct {
 	applying  sync.RWMutex // held while files are written
 	journal   journal
 	unwritten atomic.Pointer[error] // see Reachable; may be read by others
-	dirty     map[store.Key][]byte  // written, but not yet synced
+	dirty     map[store.Key]bool    // written, but not yet synced
 	failing   bool                  // the last checkpoint did
 	fault     faultFunc
 	quiet     time.Duration
@@ -101,7 +101,7 @@ func open(dir string, o Options, fault faultFunc) (*Store, error) {
 		solo:    store.Solo{Node: o.Node},
 		index:   newIndex(rand.Text()[:8] + "-"),
 		pending: map[store.Key][]byte{},
-		dirty:   map[store.Key][]byte{},
+		dirty:   map[store.Key]bool{},
 		fault:   fault,
 		quiet:   cmp.Or(o.quiet, time.Second),
 		journal: journal{path: filepath.Join(dir, "journal"), fault: fault},
