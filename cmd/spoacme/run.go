@@ -39,7 +39,7 @@ func newRun() *cobra.Command {
 }
 
 // frugal makes the garbage collector keep memory small: a sidecar stands on a machine that is there for HAProxy. With
-// 10,000 certificates, at its start, it is half of the memory, for little time. GOGC in the environment wins.
+// 10,000 certificates that saves a good part of the memory of a start, for little time. GOGC in the environment wins.
 func frugal() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(30)
